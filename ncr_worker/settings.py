@@ -1,0 +1,215 @@
+"""All settings. The only reader of the environment; built once by whoever starts the process.
+
+Precedence: constructor > environment > `NAME_FILE` (a file that holds the value, for secrets) > `.env` > default.
+`env_sample` is generated from this file: `ncr settings --sample`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from ncr_worker.errors import ConfigError
+
+Words = Annotated[
+    tuple[str, ...],
+    NoDecode,
+    BeforeValidator(
+        lambda value: (
+            tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        )
+    ),
+]
+"""A comma-separated list."""
+
+
+class SecretFiles(PydanticBaseSettingsSource):
+    """Reads NAME from the file that NAME_FILE names (Docker and Kubernetes secrets)."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        path = os.environ.get(f"{field_name.upper()}_FILE")
+        if not path:
+            return None, field_name, False
+        try:
+            return Path(path).read_text().strip(), field_name, False
+        except OSError as error:
+            raise ConfigError(
+                f"{field_name.upper()}_FILE",
+                f"cannot read {path} ({error.strerror})",
+                "Mount or fix the file",
+            ) from error
+
+    def __call__(self) -> dict[str, Any]:
+        values = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
+
+    # --- API -----------------------------------------------------------------------------------------
+    api_host: str = Field("127.0.0.1", description="Address that the API listens on")
+    api_port: int = Field(8001, description="Port of the API")
+    cors_origins: Words = Field((), description="Comma-separated origins that browsers may call the API from")
+    max_body_bytes: int = Field(16 * 1024 * 1024, gt=0, description="Largest JSON request body, bytes")
+    max_batch_jobs: int = Field(10_000, gt=0, description="Most jobs in one batch")
+    flower_port: int = Field(5555, description="Port of Flower")
+
+    # --- Where jobs are remembered -------------------------------------------------------------------
+    database_url: str = Field(
+        "",
+        description="SQL ledger: sqlite:///…, mysql+pymysql://… or postgresql+psycopg://… (wins over DB_*)",
+    )
+    db_host: str = Field("", description="Database host; with DB_PORT, DB_NAME, DB_USER, DB_PASS a MySQL ledger")
+    db_port: int = Field(3306, description="Database port")
+    db_name: str = Field("csv_worker", description="Database name")
+    db_user: str = Field("root", description="Database user")
+    db_pass: SecretStr = Field(SecretStr(""), description="Database password")
+    db_pool_size: int = Field(5, gt=0, description="Connections that each process keeps at most")
+    db_patience: float = Field(
+        60,
+        ge=0,
+        description="Seconds for which a worker waits for a database that is away before a job fails",
+    )
+    catalog_url: str = Field("", description="Database of the customer's job files; empty: DATABASE_URL")
+
+    # --- Redis and the broker ------------------------------------------------------------------------
+    redis_host: str = Field("127.0.0.1", description="Redis host")
+    redis_port: int = Field(6380, description="Redis port")
+    redis_url: str = Field("", description="Redis of the live board (wins over REDIS_HOST and REDIS_PORT)")
+    celery_broker_url: str = Field("", description="Celery broker: redis://… or pyamqp://…; empty: Redis")
+    celery_result_backend: str = Field("", description="Where Celery keeps results; empty: nowhere, none is needed")
+
+    # --- Worker host and memory ----------------------------------------------------------------------
+    host_id: str = Field("", description="Name of this worker host, one for each worker; empty: the host name")
+    work_folder: Path = Field(Path("work"), description="Local folder for files of running jobs; not on tmpfs")
+    celery_worker_concurrency: int = Field(4, gt=0, description="Jobs running at once on this host")
+    celery_worker_max_tasks_per_child: int = Field(1000, gt=0, description="A pool child is renewed after so many jobs")
+    celery_worker_max_memory_per_child: int = Field(
+        200_000, gt=0, description="... or when it retains more than so many KB after a job"
+    )
+    max_memory_usage_percent: float = Field(
+        80, gt=0, le=100, description="Share of the memory limit that jobs and others may use together"
+    )
+    host_memory_bytes: int = Field(
+        0, ge=0, description="Memory limit to assume, bytes; 0: read it from the cgroup or host"
+    )
+    host_heartbeat: float = Field(10, gt=0, description="Seconds between a host's heartbeats")
+    host_lease: float = Field(
+        60, gt=0, description="Seconds without a heartbeat after which a host's jobs go to others"
+    )
+    shutdown_grace: float = Field(
+        25,
+        ge=0,
+        description="Seconds that running jobs get to finish at SIGTERM; below the container's grace period",
+    )
+    batch_size: int = Field(5, gt=0, description="Jobs of one batch that run at once, over all hosts")
+    batch_timeout: float = Field(
+        300, gt=0, description="Seconds a job may be refused for memory alone while it is its batch's turn"
+    )
+    overtake_limit: int = Field(20, ge=0, description="Smaller jobs that may pass one that waits for memory")
+    retry_delay: float = Field(
+        2, gt=0, description="First wait before a job is tried again, seconds; doubles each time"
+    )
+
+    # --- Source: Wasabi or any S3 --------------------------------------------------------------------
+    s3_endpoint_url: str = Field("", description="S3 endpoint, e.g. https://s3.wasabisys.com; empty: AWS")
+    s3_region: str = Field("us-east-1", description="S3 region")
+    s3_bucket: str = Field("", description="Bucket that holds the files of the jobs")
+    s3_access_key_id: SecretStr = Field(SecretStr(""), description="S3 access key id")
+    s3_secret_access_key: SecretStr = Field(SecretStr(""), description="S3 secret key")
+    s3_parallel: int = Field(4, gt=0, description="Objects that one job fetches at once")
+
+    # --- Validator -----------------------------------------------------------------------------------
+    validator_url: str = Field("", description="Validator; the zip is posted to VALIDATOR_URL/{sku}")
+    validator_api_key: SecretStr = Field(SecretStr(""), description="API key of the validator")
+    validator_api_key_header: str = Field("x-bond-api-public-key", description="Header that carries the key")
+    validator_timeout: float = Field(300, gt=0, description="Seconds for one whole validation")
+
+    # --- Target: SFTP --------------------------------------------------------------------------------
+    sftp_host: str = Field("", description="SFTP server")
+    sftp_port: int = Field(22, description="SFTP port")
+    sftp_user: str = Field("", description="SFTP user")
+    sftp_password: SecretStr = Field(SecretStr(""), description="SFTP password; or use SFTP_KEY_PATH")
+    sftp_key_path: str = Field("", description="Private key file for SFTP")
+    sftp_host_keys: Words = Field(
+        (),
+        description="Pinned host keys, comma-separated: SHA256:… fingerprints as ssh-keygen -l prints them",
+    )
+    sftp_root: str = Field(".", description="Folder on the SFTP server under which targets are written")
+    sftp_timeout: float = Field(30, gt=0, description="Seconds without any progress after which SFTP is cut")
+    sftp_parallel: int = Field(2, gt=0, description="Files that one job uploads at once")
+    layout_file: str = Field("", description="TOML file with layout rules; empty: the built-in rules")
+
+    # --- Logs ----------------------------------------------------------------------------------------
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_format: str = Field(
+        "auto", pattern="^(auto|json|console)$", description="auto: console on a terminal, else json"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, SecretFiles(settings_cls), dotenv_settings
+
+    @model_validator(mode="after")
+    def _check(self) -> Settings:
+        if self.host_lease < 3 * self.host_heartbeat:
+            raise ConfigError(
+                "HOST_LEASE",
+                f"{self.host_lease:g} s is less than three heartbeats of {self.host_heartbeat:g} s",
+                "Raise HOST_LEASE or lower HOST_HEARTBEAT",
+            )
+        return self
+
+    # --- what the precedence rules give ---------------------------------------------------------------
+    @property
+    def ledger_url(self) -> str:
+        """DATABASE_URL, else DB_*, else SQLite beside the work folder."""
+        if self.database_url:
+            return self.database_url
+        if self.db_host:
+            password = quote(self.db_pass.get_secret_value(), safe="")
+            user = quote(self.db_user, safe="")
+            return f"mysql+pymysql://{user}:{password}@{self.db_host}:{self.db_port}/{self.db_name}?charset=utf8mb4"
+        return f"sqlite:///{self.work_folder.absolute() / 'ncr.sqlite3'}"
+
+    @property
+    def board_url(self) -> str:
+        return self.redis_url or f"redis://{self.redis_host}:{self.redis_port}/0"
+
+    @property
+    def broker_url(self) -> str:
+        return self.celery_broker_url or self.board_url
+
+    @property
+    def host(self) -> str:
+        return self.host_id or socket.gethostname()
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings of this process. Raises ConfigError that names each wrong setting."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]).upper() or "settings"
+        raise ConfigError(name, first["msg"], "See env_sample for what each setting means") from error
