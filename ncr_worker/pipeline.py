@@ -146,8 +146,8 @@ def stage(
     weight: float = 1.0,
     attempts: int = 3,
     local: bool = False,
-    memory: Callable[[P], int] | None = None,
-    intact: Callable[[Any, P], bool] | None = None,
+    memory: Callable[[Any], int] | None = None,
+    intact: Callable[[Any, Any], bool] | None = None,
 ) -> Callable[[StageFunction[P]], Stage[P]]:
     """Make a function `(run, parcel) -> parcel` a stage. The parameters are those of `Stage`."""
 

@@ -7,7 +7,9 @@ Precedence: constructor > environment > `NAME_FILE` (a file that holds the value
 from __future__ import annotations
 
 import os
+import re
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -33,6 +35,14 @@ Words = Annotated[
     ),
 ]
 """A comma-separated list."""
+
+MASK = "**********"
+_PASSWORD_IN_URL = re.compile(r"""(://[^:/?#\s"'@]*:)[^\s/?#"']+@""")
+
+
+def mask_passwords(text: str) -> str:
+    """`text` with the passwords of all URLs in it masked."""
+    return _PASSWORD_IN_URL.sub(rf"\1{MASK}@", text)
 
 
 class SecretFiles(PydanticBaseSettingsSource):
@@ -151,10 +161,13 @@ class Settings(BaseSettings):
     sftp_root: str = Field(".", description="Folder on the SFTP server under which targets are written")
     sftp_timeout: float = Field(30, gt=0, description="Seconds without any progress after which SFTP is cut")
     sftp_parallel: int = Field(2, gt=0, description="Files that one job uploads at once")
+    sftp_backups: int = Field(0, ge=0, description="Earlier deliveries kept hidden beside each target")
     layout_file: str = Field("", description="TOML file with layout rules; empty: the built-in rules")
 
     # --- Logs ----------------------------------------------------------------------------------------
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_level: str = Field(
+        "INFO", pattern="^(?i:debug|info|warning|error)$", description="DEBUG, INFO, WARNING or ERROR"
+    )
     log_format: str = Field(
         "auto", pattern="^(auto|json|console)$", description="auto: console on a terminal, else json"
     )
@@ -179,6 +192,10 @@ class Settings(BaseSettings):
                 "Raise HOST_LEASE or lower HOST_HEARTBEAT",
             )
         return self
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, mask_passwords(value) if isinstance(value, str) else value
 
     # --- what the precedence rules give ---------------------------------------------------------------
     @property
@@ -213,3 +230,16 @@ def load_settings(**overrides: Any) -> Settings:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]).upper() or "settings"
         raise ConfigError(name, first["msg"], "See env_sample for what each setting means") from error
+
+
+def env_sample(settings: type[BaseSettings] = Settings) -> str:
+    """The text of `env_sample`: every setting with what it means and its default, commented out."""
+    lines = ["# Copy to .env and uncomment what differs. The environment wins over .env."]
+    for name, field in settings.model_fields.items():
+        secret = field.annotation is SecretStr
+        default = field.default.get_secret_value() if secret else field.default
+        value = ",".join(default) if isinstance(default, tuple) else str(default)
+        lines += ["", f"# {field.description}"]
+        lines += [f"# Secret: {name.upper()}_FILE may name a file that holds it."] if secret else []
+        lines += [f"#{name.upper()}={value}"]
+    return "\n".join(lines) + "\n"

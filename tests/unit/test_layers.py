@@ -1,0 +1,108 @@
+"""The architecture as tests: imports go down only, frameworks stay at the edges, files stay small."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ncr_worker
+
+PACKAGE = Path(ncr_worker.__file__).parent
+
+LAYERS = {
+    "edges": {"api", "cli", "worker", "web", "sandbox", "__main__"},
+    "composition": {"app"},
+    "engine": {"runner", "pipelines"},
+    "services": {"ledger", "board", "memory", "stores", "databases", "validator", "archive", "sql", "notify"},
+    "core": {"job", "pipeline", "progress", "errors", "settings", "logs", "__init__"},
+}
+HEIGHT = {name: height for height, names in enumerate(reversed(LAYERS.values())) for name in names}
+
+FRAMEWORKS = {
+    "fastapi": {"api", "sandbox"},  # the sandbox's validator is a service of its own
+    "starlette": {"api", "sandbox"},
+    "typer": {"cli"},
+    "celery": {"worker"},
+    "kombu": {"worker"},
+}
+CORE_MAY_IMPORT = {"ncr_worker", "pydantic", "pydantic_settings", "structlog"} | sys.stdlib_module_names
+
+MAX_FILE = 400
+MAX_ENGINE = 1800
+ENGINE = ("job.py", "pipeline.py", "runner.py", "board.py", "worker/feeder.py", "ledger/*.py")
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """The module's name inside the package: `ledger.pick`, `job`, or `__init__` for the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+def top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Absolute names of everything that a file imports anywhere: in functions and under TYPE_CHECKING too."""
+    package = ("ncr_worker", *path.relative_to(PACKAGE).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            origin = ".".join(part for part in (base, node.module) if part)
+            # `from ncr_worker import job` names a module, `from ncr_worker.job import Job` does not.
+            yield from (f"{origin}.{alias.name}" if origin == "ncr_worker" else origin for alias in node.names)
+
+
+def neighbours(path: Path) -> Iterator[str]:
+    """The parts of ncr_worker that a file imports, by their top-level name."""
+    for imported in imports(path):
+        package, _, rest = imported.partition(".")
+        if package == "ncr_worker":
+            yield top(rest) if top(rest) in HEIGHT else "__init__"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_module_is_in_a_layer(path: Path) -> None:
+    assert top(name_of(path)) in HEIGHT, "give the new module a layer in LAYERS, or a home in an existing package"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_go_down_only(path: Path) -> None:
+    mine = top(name_of(path))
+    upward = {theirs for theirs in neighbours(path) if HEIGHT[theirs] > HEIGHT[mine]}
+    assert not upward, f"{name_of(path)} imports {sorted(upward)} from a layer above it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_frameworks_stay_at_their_edge(path: Path) -> None:
+    mine = top(name_of(path))
+    strays = {top(name) for name in imports(path) if mine not in FRAMEWORKS.get(top(name), {mine})}
+    assert not strays, f"{name_of(path)} must not know {sorted(strays)}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if top(name_of(path)) in LAYERS["core"]], ids=name_of)
+def test_the_core_is_pure(path: Path) -> None:
+    impure = {top(name) for name in imports(path)} - CORE_MAY_IMPORT
+    assert not impure, f"{name_of(path)} imports {sorted(impure)}: the core does no I/O and knows no framework"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_fit_on_a_few_screens(path: Path) -> None:
+    assert lines(path) <= MAX_FILE
+
+
+def test_the_engine_core_stays_small() -> None:
+    sizes = {name_of(path): lines(path) for pattern in ENGINE for path in PACKAGE.glob(pattern)}
+    assert sum(sizes.values()) < MAX_ENGINE, sizes
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
