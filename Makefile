@@ -1,0 +1,74 @@
+# Needs Python >= 3.11 with venv, make and git. Package indexes are taken from the environment, as pip and uv do.
+PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3,$(shell \
+	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+UV_VERSION := 0.13.9
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(VENV)/uv-$(UV_VERSION)/bin/uv
+STAMP := $(VENV)/synced
+SCRIPTS := .ci/run $(wildcard *.sh scripts/*)
+DOCKERFILES := $(wildcard Dockerfile)
+LAYERS := tests/unit/test_layers.py
+
+# Only the interpreter that made the virtualenv is used, and nothing outside the project is touched.
+export UV_PYTHON_DOWNLOADS := never
+export UV_PROJECT_ENVIRONMENT := $(VENV)
+unexport VIRTUAL_ENV
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-fast demo sandbox check format lock clean
+
+help: ## Show these targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
+		printf '  make %-10s %s\n' "$$target" "$$text"; done
+
+setup: $(STAMP) ## Make or update .venv from uv.lock (a no-op when nothing has changed)
+
+demo: setup ## Deliver generated files through real local servers, with live progress (KEEP=1 stays up)
+	$(BIN)/ncr demo $(if $(KEEP),--keep)
+
+sandbox: setup ## Start all servers, API, workers and Flower on free ports; Ctrl-C stops them
+	$(BIN)/ncr sandbox
+
+test: setup ## Run every test, on real servers (ARGS="-k name" is passed to pytest)
+	scripts/install-servers
+	$(BIN)/pytest $(ARGS)
+
+test-fast: setup ## Run the unit tests only: seconds, no servers
+	$(BIN)/pytest tests/unit $(ARGS)
+
+check: setup ## Formatting, lint, types, layers, shell scripts, Dockerfile, generated files
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/pytest -q $(LAYERS)
+	$(BIN)/shellcheck $(SCRIPTS)
+	$(if $(DOCKERFILES),$(BIN)/hadolint $(DOCKERFILES))
+	@$(call requirements) | cmp -s - requirements.txt || { echo "requirements.txt is stale: make lock" >&2; exit 1; }
+	@$(call env_sample) | cmp -s - env_sample || { echo "env_sample is stale: make lock" >&2; exit 1; }
+
+format: setup ## Format, and mend what the linter can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: setup ## Update uv.lock for pyproject.toml, and all that is generated: requirements.txt, env_sample
+	$(UV) lock
+	$(MAKE) setup
+	$(call requirements) > requirements.txt
+	$(call env_sample) > env_sample
+
+clean: ## Remove all that these targets made, .venv included
+	rm -rf $(VENV) .sandbox .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+requirements = $(UV) export --quiet --locked --no-dev --no-emit-project --no-header
+env_sample = $(BIN)/python -c 'from ncr_worker.settings import env_sample; print(env_sample(), end="")'
+
+$(STAMP): pyproject.toml uv.lock | $(UV)
+	$(UV) sync --quiet --locked --all-extras
+	@touch $@
+
+$(UV):
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/uv-$(UV_VERSION) uv==$(UV_VERSION)
