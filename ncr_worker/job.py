@@ -39,7 +39,8 @@ class Reason(StrEnum):
 
 TRANSITIONS: Mapping[State, frozenset[State]] = MappingProxyType(
     {
-        State.QUEUED: frozenset({State.DISPATCHED, State.CANCELLED}),
+        # failed: it waited too long, or fits no host
+        State.QUEUED: frozenset({State.DISPATCHED, State.FAILED, State.CANCELLED}),
         State.DISPATCHED: frozenset({State.RUNNING, State.QUEUED, State.CANCELLED}),
         State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.QUEUED, State.CANCELLING}),
         # succeeded, failed: too late to cancel, the end had come already
@@ -78,6 +79,7 @@ class Job:
     reason: str | None
     stage: str | None
     attempt: int
+    max_attempts: int
     round: int
     token: int | None
     host: str | None
@@ -123,13 +125,23 @@ class NewJob:
     priority: int = 0
     input_bytes: int | None = None
     exclusive_key: str | None = None
+    max_attempts: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """Jobs submitted together; at most `size` of them run at once, over all hosts."""
+
+    id: str
+    tenant: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """One line of a job's audit trail. `actor`: api, feeder, runner, reaper, or a user's name."""
 
-    job_id: str
+    id: int
     at: float
     state: str
     stage: str | None

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Double, Engine, String, Text, create_engine, event
+from sqlalchemy import Connection, Double, Engine, Text, create_engine, event
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
@@ -54,11 +54,6 @@ def _now_postgresql(_element: Any, _compiler: Any, **_: Any) -> str:
 @compiles(now, "mysql", "mariadb")
 def _now_mysql(_element: Any, _compiler: Any, **_: Any) -> str:
     return "(unix_timestamp(sysdate(6)) + 0e0)"
-
-
-def key(length: int = 255) -> String:
-    """A short string that is compared byte by byte."""
-    return String(length)
 
 
 class DatabaseAway(Busy):

@@ -1,0 +1,187 @@
+"""Which queued jobs a host may start now. One transaction: pick in order what fits, reserve, issue tokens."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection, RowMapping, Select, func, or_, select, update
+
+from ncr_worker.job import OUT, Reason, State
+from ncr_worker.ledger.tables import batch, host, job
+from ncr_worker.ledger.transition import move
+from ncr_worker.sql import Database, now
+
+WINDOW = 100  # candidates looked at in one query
+_OUT = sorted(OUT)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a host can take: free slots, free bytes of its budget, and whether nothing runs there now."""
+
+    host: str
+    slots: int
+    free: int
+    idle: bool
+    limit: int  # bytes of the whole host: a job that runs alone may use them
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    number: int
+    job_id: str
+    kind: str
+    token: int
+    reserved: int
+
+
+@dataclass(slots=True)
+class _Round:
+    """The state of one pick while it goes through the candidates."""
+
+    offer: Offer
+    overtake_limit: int
+    free: int
+    picked: list[Picked] = field(default_factory=list)
+    room: dict[str, int] = field(default_factory=dict)  # batch -> jobs it may still have out
+    full: set[str] = field(default_factory=set)
+    refused: dict[int, int] = field(default_factory=dict)  # job waiting for memory -> jobs that passed it
+    seen: set[int] = field(default_factory=set)
+    barrier: bool = False  # a job that waits for memory has been passed often enough
+
+    @property
+    def done(self) -> bool:
+        return self.barrier or len(self.picked) >= self.offer.slots
+
+    def fits(self, need: int) -> bool:
+        lone = self.offer.idle and not self.picked and need <= self.offer.limit
+        return need <= self.free or lone
+
+
+class Queue:
+    """`overtake_limit`: how many smaller jobs may pass one that waits for memory.
+
+    `batch_timeout`: seconds a batch's job may be refused for memory alone before it fails.
+    """
+
+    def __init__(self, database: Database, *, overtake_limit: int, batch_timeout: float) -> None:
+        self.database = database
+        self.overtake_limit = overtake_limit
+        self.batch_timeout = batch_timeout
+
+    def pick(self, offer: Offer) -> list[Picked]:
+        """Take the next jobs that fit; they are `dispatched` to the host when this returns."""
+        return self.database.transact(lambda connection: self._pick(connection, offer))
+
+    def next_due(self) -> float | None:
+        """Seconds until the next queued job is due (0 when one is due now); None with an empty queue."""
+        query = select(func.min(job.c.next_run_at) - now()).where(job.c.state == State.QUEUED)
+        seconds = self.database.read(lambda connection: connection.execute(query).scalar_one())
+        return None if seconds is None else max(float(seconds), 0.0)
+
+    def _pick(self, connection: Connection, offer: Offer) -> list[Picked]:
+        round_ = _Round(offer, self.overtake_limit, offer.free)
+        round_.full |= {str(batch_id) for batch_id in connection.execute(_full_batches()).scalars()}
+        while not round_.done:
+            rows = self._candidates(connection, round_)
+            for row in rows:
+                if round_.done:
+                    break
+                self._consider(connection, round_, row)
+            if len(rows) < WINDOW:
+                break
+        self._note_refused(connection, round_)
+        return round_.picked
+
+    def _candidates(self, connection: Connection, round_: _Round) -> Sequence[RowMapping]:
+        query = (
+            select(job.c.number, job.c.id, job.c.kind, job.c.need, job.c.batch_id, job.c.passed, job.c.reason)
+            .where(job.c.state == State.QUEUED, job.c.next_run_at <= now())
+            .order_by(job.c.priority.desc(), job.c.number)
+            .limit(WINDOW)
+            .with_for_update(skip_locked=True)
+        )
+        if round_.full:
+            query = query.where(or_(job.c.batch_id.is_(None), job.c.batch_id.not_in(sorted(round_.full))))
+        if round_.seen:
+            query = query.where(job.c.number.not_in(sorted(round_.seen)))
+        return connection.execute(query).mappings().all()
+
+    def _consider(self, connection: Connection, round_: _Round, row: RowMapping) -> None:
+        round_.seen.add(row["number"])
+        batch_id = row["batch_id"]
+        if batch_id and self._room(connection, round_, batch_id) <= 0:
+            round_.full.add(batch_id)
+            return
+        if not round_.fits(row["need"]):
+            round_.refused[row["number"]] = row["passed"]
+            round_.barrier = row["passed"] >= round_.overtake_limit
+            return
+        self._take(connection, round_, row)
+        if batch_id:
+            round_.room[batch_id] -= 1
+
+    def _room(self, connection: Connection, round_: _Round, batch_id: str) -> int:
+        """Jobs that the batch may still have out. Its row is locked: another host may be picking too."""
+        if batch_id not in round_.room:
+            size = connection.execute(select(batch.c.size).where(batch.c.id == batch_id).with_for_update()).scalar_one()
+            out = connection.execute(
+                select(func.count()).select_from(job).where(job.c.batch_id == batch_id, job.c.state.in_(_OUT))
+            ).scalar_one()
+            round_.room[batch_id] = size - out
+        return round_.room[batch_id]
+
+    def _take(self, connection: Connection, round_: _Round, row: RowMapping) -> None:
+        token = secrets.randbits(62)
+        values = {"host": round_.offer.host, "reserved": row["need"], "dispatched_at": now(), "claimant": None}
+        values |= {"passed": 0, "refused_since": None}
+        # The token is a new value of the row, not a fence here: the row is locked and queued.
+        connection.execute(update(job).where(job.c.number == row["number"]).values(token=token))
+        if not move(connection, row["number"], State.DISPATCHED, actor="feeder", note=round_.offer.host, **values):
+            return
+        round_.picked.append(Picked(row["number"], row["id"], row["kind"], token, row["need"]))
+        round_.free -= row["need"]
+        for number in round_.refused:
+            round_.refused[number] += 1
+            round_.barrier = round_.barrier or round_.refused[number] >= round_.overtake_limit
+
+    def _note_refused(self, connection: Connection, round_: _Round) -> None:
+        for number, passed in round_.refused.items():
+            connection.execute(
+                update(job)
+                .where(job.c.number == number)
+                .values(
+                    reason=Reason.NO_MEMORY.value,
+                    passed=passed,
+                    refused_since=func.coalesce(job.c.refused_since, now()),
+                )
+            )
+        if round_.refused:
+            self._fail_hopeless(connection, sorted(round_.refused))
+
+    def _fail_hopeless(self, connection: Connection, numbers: list[int]) -> None:
+        """Jobs that no host can ever hold, and batch jobs refused for longer than their batch waits."""
+        largest = connection.execute(select(func.max(host.c.limit_bytes))).scalar_one() or 0
+        waited = now() - job.c.refused_since
+        rows = connection.execute(
+            select(job.c.number, job.c.need, job.c.batch_id, waited.label("waited")).where(job.c.number.in_(numbers))
+        )
+        for row in rows.all():
+            if row.need > largest:
+                text = f"needs {row.need:,} bytes, the largest worker host has {largest:,}; add memory or split the job"
+                move(connection, row.number, State.FAILED, actor="feeder", error_code="never_fits", error=text)
+            elif row.batch_id and row.waited > self.batch_timeout:
+                text = f"no host had {row.need:,} bytes free for {row.waited:.0f} s (BATCH_TIMEOUT)"
+                move(connection, row.number, State.FAILED, actor="feeder", error_code="memory_timeout", error=text)
+
+
+def _full_batches() -> Select[tuple[str | None]]:
+    return (
+        select(job.c.batch_id)
+        .join(batch, batch.c.id == job.c.batch_id)
+        .where(job.c.state.in_(_OUT))
+        .group_by(job.c.batch_id, batch.c.size)
+        .having(func.count() >= batch.c.size)
+    )

@@ -1,0 +1,103 @@
+"""The one place that changes a job's state. Every change is fenced, allowed by the table of states, and noted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, literal, select, update
+
+from ncr_worker.job import TERMINAL, Reason, State, sources
+from ncr_worker.ledger.tables import checkpoint, event, hold, job
+from ncr_worker.sql import now
+
+
+def move(
+    connection: Connection,
+    number: int,
+    target: State,
+    *,
+    actor: str,
+    note: str | None = None,
+    token: int | None = None,
+    only_from: State | None = None,
+    **values: Any,
+) -> bool:
+    """Move one job to `target`; False when its state (or `only_from`), or its token, does not allow it.
+
+    `note`: the reason in the audit trail. `values`: further columns of the job to set.
+    """
+    allowed = {only_from} if only_from else sources(target)
+    statement = update(job).where(job.c.number == number, job.c.state.in_(sorted(allowed)))
+    if token is not None:
+        statement = statement.where(job.c.token == token)
+    values.setdefault("reason", None)
+    if target in TERMINAL:
+        values["finished_at"] = now()
+    if connection.execute(statement.values(state=target.value, **values)).rowcount != 1:
+        return False
+    remark(connection, [number], actor=actor, note=note if note is not None else values["reason"])
+    if target in TERMINAL:
+        connection.execute(delete(checkpoint).where(checkpoint.c.job_number == number))
+        connection.execute(delete(hold).where(hold.c.job_number == number))
+    return True
+
+
+def requeue(
+    connection: Connection,
+    number: int,
+    *,
+    actor: str,
+    reason: Reason,
+    token: int | None = None,
+    retry_in: float = 0.0,
+    counted: bool = False,
+    note: str | None = None,
+    **values: Any,
+) -> bool:
+    """Take a job off its host: back to the backlog, or to its end when a person had cancelled it.
+
+    `counted`: the attempt that was counted at the claim stays counted.
+    """
+    if move(connection, number, State.CANCELLED, actor=actor, note=note, token=token, only_from=State.CANCELLING):
+        return True
+    values |= {"reason": reason.value, "next_run_at": now() + retry_in, "reserved": 0}
+    # A dispatched job was not claimed yet: nothing is counted that could be taken back.
+    if move(
+        connection, number, State.QUEUED, actor=actor, note=note, token=token, only_from=State.DISPATCHED, **values
+    ):
+        return True
+    if not counted:
+        values["attempt"] = job.c.attempt - 1
+    return move(
+        connection, number, State.QUEUED, actor=actor, note=note, token=token, only_from=State.RUNNING, **values
+    )
+
+
+def lose(connection: Connection, number: int, *, actor: str, reason: Reason, token: int, note: str) -> None:
+    """A child or its host died: queued again, or failed when its attempts are used up."""
+    row = connection.execute(
+        select(job.c.state, job.c.attempt, job.c.max_attempts)
+        .where(job.c.number == number, job.c.token == token)
+        .with_for_update()
+    ).one_or_none()
+    if row is None:
+        return
+    if row.state == State.RUNNING and row.attempt >= row.max_attempts:
+        text = f"the process that ran it died {row.attempt} times; last: {note}"
+        values: dict[str, Any] = {"error_code": reason.value, "error": text}
+        move(connection, number, State.FAILED, actor=actor, note=note, token=token, **values)
+        return
+    pause = min(0.25 * 2 ** max(row.attempt - 1, 0), 30.0) if row.state == State.RUNNING else 0.0
+    requeue(connection, number, actor=actor, reason=reason, token=token, retry_in=pause, counted=True, note=note)
+
+
+def remark(connection: Connection, numbers: Sequence[int], *, actor: str, note: str | None) -> None:
+    """Write the present state of jobs into their audit trail."""
+    columns = (job.c.number, now(), job.c.state, job.c.stage, job.c.attempt)
+    connection.execute(
+        insert(event).from_select(
+            ["job_number", "at", "state", "stage", "attempt", "actor", "reason"],
+            select(*columns, literal(actor), literal(note[:400] if note else note)).where(job.c.number.in_(numbers)),
+        )
+    )
