@@ -59,7 +59,7 @@ def configure(settings: Settings, stream: TextIO | None = None) -> None:
         _Masked(
             secrets_of(settings),
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(pretty, stream)],
-            foreign_pre_chain=[*before, structlog.stdlib.ExtraAdder()],
+            foreign_pre_chain=[*before, structlog.stdlib.ExtraAdder(), _without_uvicorns_colours],
         )
     )
     _route_everything_to(handler, settings.log_level.upper())
@@ -107,6 +107,11 @@ def _on(host: str) -> Processor:
         return event
 
     return add_host
+
+
+def _without_uvicorns_colours(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    event.pop("color_message", None)  # the same message again, with escape codes
+    return event
 
 
 def _renderers(pretty: bool, stream: TextIO) -> list[Processor]:

@@ -97,8 +97,9 @@ def test_lines_of_libraries_carry_the_job_too(name: str) -> None:
     logging.getLogger(name).propagate = not name.startswith(("celery", "uvicorn"))
     log = configured()
     with logs.bind(a_job(id="j1")):
-        logging.getLogger(name).warning("lost %s", "connection", extra={"peer": "db"})
+        logging.getLogger(name).warning("lost %s", "connection", extra={"peer": "db", "color_message": "lost"})
     line = log.only()
+    assert "color_message" not in line
     assert (line["event"], line["peer"], line["job_id"], line["logger"]) == ("lost connection", "db", "j1", name)
 
 
