@@ -134,6 +134,8 @@ class Settings(BaseSettings):
         2, gt=0, description="First wait before a job is tried again, seconds; doubles each time"
     )
 
+    extra_pipelines: Words = Field((), description="Further Python modules that expose PIPELINE, comma-separated")
+
     # --- Source: Wasabi or any S3 --------------------------------------------------------------------
     s3_endpoint_url: str = Field("", description="S3 endpoint, e.g. https://s3.wasabisys.com; empty: AWS")
     s3_region: str = Field("us-east-1", description="S3 region")
@@ -216,6 +218,11 @@ class Settings(BaseSettings):
     @property
     def broker_url(self) -> str:
         return self.celery_broker_url or self.board_url
+
+    @property
+    def jobs_folder(self) -> Path:
+        """Work folders of this host's jobs: `{jobs_folder}/{job id}`."""
+        return self.work_folder.absolute() / "jobs" / self.host
 
     @property
     def host(self) -> str:

@@ -45,6 +45,11 @@ class Reads:
             raise NotFound(f"there is no job {job_id}")
         return row[0]
 
+    def jobs(self, job_ids: Sequence[str]) -> list[Job]:
+        """Those of the jobs that exist."""
+        chunks = (job_ids[start : start + 500] for start in range(0, len(job_ids), 500))
+        return [found for chunk in chunks for found in self._jobs(job.c.id.in_(chunk))]
+
     def jobs_of(self, batch_id: str, *, limit: int = 10_000) -> list[Job]:
         return self._jobs(job.c.batch_id == batch_id, limit=limit)
 

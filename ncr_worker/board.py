@@ -1,0 +1,113 @@
+"""The board: every Redis key. It shows what is live; losing it loses no job.
+
+job:{id}:status     JSON: status word, stage, progress; expires a day after the last word
+ncr:events          stream of all changes, newest 10,000
+ncr:wake            channel: the feeders look for work at once instead of at their next poll
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import redis
+
+log = logging.getLogger(__name__)
+
+WAKE = "ncr:wake"
+EVENTS = "ncr:events"
+DAY = 86_400
+T = TypeVar("T")
+
+
+def status_key(job_id: str) -> str:
+    return f"job:{job_id}:status"
+
+
+class Board:
+    """Never raises because Redis is away: it goes dark for `dark` seconds, then tries again.
+
+    `timeout`: seconds that one call may take. Thread-safe.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 0.5, dark: float = 2.0) -> None:
+        self._redis: redis.Redis = redis.Redis.from_url(
+            url, socket_timeout=timeout, socket_connect_timeout=timeout, decode_responses=True, retry=None
+        )
+        self._dark = dark
+        self._dark_until = 0.0
+
+    def close(self) -> None:
+        self._redis.close()
+
+    def show(self, job_id: str, status: Mapping[str, Any], *, event: bool = False) -> None:
+        """Write a job's live status; with `event`, append it to the stream too."""
+        text = json.dumps(status, ensure_ascii=False)
+
+        def work() -> None:
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.set(status_key(job_id), text, ex=DAY)
+            if event:
+                pipe.xadd(EVENTS, {"job": job_id, "status": text}, maxlen=10_000, approximate=True)
+            pipe.execute()
+
+        self._try(work, None)
+
+    def statuses(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Live statuses of those jobs that have one; nothing when Redis is away."""
+        if not job_ids:
+            return {}
+        texts: Sequence[Any] = self._try(lambda: self._redis.mget([status_key(i) for i in job_ids]), ())
+        return {job_id: json.loads(text) for job_id, text in zip(job_ids, texts, strict=False) if text}
+
+    def wake(self) -> None:
+        """Tell all feeders that there may be work."""
+        self._try(lambda: self._redis.publish(WAKE, "1"), 0)
+
+    def ping(self) -> bool:
+        """Whether Redis answers now, asked afresh."""
+        try:
+            return bool(self._redis.ping())
+        except redis.RedisError:
+            return False
+
+    @contextmanager
+    def on_wake(self, call: Callable[[], None]) -> Iterator[None]:
+        """Call `call` from a thread at every wake-up, and once after each gap in the connection."""
+        stop = threading.Event()
+
+        def listen() -> None:
+            while not stop.is_set():
+                try:
+                    with self._redis.pubsub(ignore_subscribe_messages=True) as channel:  # type: ignore[no-untyped-call]
+                        channel.subscribe(WAKE)
+                        call()
+                        while not stop.is_set():
+                            if channel.get_message(timeout=0.3):
+                                call()
+                except redis.RedisError as error:
+                    log.debug("no wake-ups, polling instead: %s", error)
+                    stop.wait(1.0)
+
+        thread = threading.Thread(target=listen, name="board-wake", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(2)
+
+    def _try(self, work: Callable[[], T], otherwise: T) -> T:
+        if time.monotonic() < self._dark_until:
+            return otherwise
+        try:
+            return work()
+        except redis.RedisError as error:
+            log.warning("the board is dark for %g s: %s", self._dark, error)
+            self._dark_until = time.monotonic() + self._dark
+            return otherwise

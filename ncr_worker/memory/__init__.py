@@ -1,0 +1,1 @@
+"""Memory awareness: what limit holds here, what counts against it, who holds how much."""

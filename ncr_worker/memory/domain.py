@@ -1,0 +1,80 @@
+"""The memory limit that holds for this process, and what counts against it.
+
+The tightest limit of all cgroup v1/v2 ancestors named in /proc/self/cgroup, else the host's memory. Only
+anonymous memory counts: page cache is charged to a cgroup too, but the kernel takes it back under pressure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+NO_LIMIT = 1 << 60  # cgroup v1 writes "no limit" as a number near 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """`limit` and `anonymous` in bytes; `source`: cgroup v1, cgroup v2, host or setting."""
+
+    limit: int
+    source: str
+    anonymous: int
+
+
+class Domain:
+    """`limit`: bytes to assume instead of what the system says; 0: ask the system. `root`: for tests."""
+
+    def __init__(self, limit: int = 0, root: Path = Path("/")) -> None:
+        self.fixed = limit
+        self.root = root
+
+    def read(self) -> Reading:
+        host = self._host()
+        found = min([host, *self._groups()], key=lambda reading: reading.limit)
+        return Reading(self.fixed, "setting", found.anonymous) if self.fixed else found
+
+    def _host(self) -> Reading:
+        fields = _fields(self.root / "proc/meminfo")
+        return Reading(fields["MemTotal:"] * 1024, "host", (fields["AnonPages:"] + fields["Shmem:"]) * 1024)
+
+    def _groups(self) -> Iterator[Reading]:
+        for line in _lines(self.root / "proc/self/cgroup"):
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                yield from self._ancestors("sys/fs/cgroup", path, "cgroup v2", "memory.max", "anon")
+            elif "memory" in controllers.split(","):
+                yield from self._ancestors(
+                    "sys/fs/cgroup/memory", path, "cgroup v1", "memory.limit_in_bytes", "total_rss"
+                )
+
+    def _ancestors(self, mount: str, path: str, source: str, limit_file: str, field: str) -> Iterator[Reading]:
+        top = self.root / mount
+        folder = top / path.lstrip("/")
+        if not folder.is_dir():  # in a container the path is the host's, and the group is mounted at the top
+            folder = top
+        while True:
+            text = next(_lines(folder / limit_file), "max")
+            if text != "max" and int(text) < NO_LIMIT:
+                yield Reading(int(text), source, _fields(folder / "memory.stat").get(field, 0))
+            if folder == top:
+                return
+            folder = folder.parent
+
+
+def rss_anon(pid: int) -> int:
+    """Anonymous resident bytes of a process; 0 when it is gone."""
+    return _fields(Path(f"/proc/{pid}/status")).get("RssAnon:", 0) * 1024
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        yield from path.read_text().splitlines()
+    except OSError:
+        return
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """`name 123 …` lines of a kernel file."""
+    pairs = (line.split() for line in _lines(path))
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) > 1 and pair[1].isdigit()}

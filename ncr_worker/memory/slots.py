@@ -1,0 +1,107 @@
+"""Slots: shared memory between a worker's main process and its pool children, made before the fork.
+
+One slot is one running job. Main arms a slot and sends its number with the message; the child that claims the
+job writes its pid and what its stage needs, and reads orders. A child that dies leaves its pid behind.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ncr_worker.memory.domain import rss_anon
+
+_SLOT = struct.Struct("=7q")  # token, pid, reserved, peak, phase, order, baseline: eight bytes each, aligned
+
+
+class Phase(IntEnum):
+    FREE = 0
+    SENT = 1  # main has armed it and sent the message
+    RUNNING = 2  # a child has claimed the job
+    LEFT = 3  # the child is done, the ledger knows
+    LEFT_DIRTY = 4  # the child is done with it, but could not tell the ledger
+
+
+class Order(IntEnum):
+    NONE = 0
+    CANCEL = 1  # a person asked for it
+    GIVE_BACK = 2  # the worker stops
+    LOST = 3  # the job is not this host's any more
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Sizes in bytes. `peak`: most anonymous memory seen above `baseline`, what the child had before its first job."""
+
+    token: int
+    pid: int
+    reserved: int
+    peak: int
+    phase: Phase
+    order: Order
+    baseline: int
+
+
+class Slots:
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._memory = mmap.mmap(-1, _SLOT.size * count)
+        self.bell = os.eventfd(0, os.EFD_NONBLOCK)
+        """Readable when a child has written; also rung by whoever has news for the feeder."""
+
+    def read(self, index: int) -> Slot:
+        token, pid, reserved, peak, phase, order, baseline = _SLOT.unpack_from(self._memory, index * _SLOT.size)
+        return Slot(token, pid, reserved, peak, Phase(phase), Order(order), baseline)
+
+    def ring(self) -> None:
+        os.eventfd_write(self.bell, 1)
+
+    def hush(self) -> None:
+        """Take all rings so far."""
+        try:
+            os.eventfd_read(self.bell)
+        except BlockingIOError:
+            return
+
+    # --- main process ---------------------------------------------------------------------------------
+    def arm(self, index: int, token: int, reserved: int) -> None:
+        self._write(index, Slot(token, 0, reserved, 0, Phase.SENT, Order.NONE, 0))
+
+    def free(self, index: int) -> None:
+        self._write(index, Slot(0, 0, 0, 0, Phase.FREE, Order.NONE, 0))
+
+    def order(self, index: int, order: Order) -> None:
+        self._put(index, 5, order)
+
+    def sample(self, index: int) -> int:
+        """Anonymous bytes that the running job uses now; its peak is kept in the slot."""
+        slot = self.read(index)
+        used = max(rss_anon(slot.pid) - slot.baseline, 0)
+        self._put(index, 3, max(used, slot.peak))
+        return used
+
+    # --- pool child -----------------------------------------------------------------------------------
+    def begin(self, index: int, baseline: int) -> None:
+        self._put(index, 1, os.getpid())
+        self._put(index, 6, baseline)
+        self._put(index, 4, Phase.RUNNING)
+        self.ring()
+
+    def lower(self, index: int, need: int) -> None:
+        """The stage that runs now needs only so much; the reservation never grows this way."""
+        self._put(index, 2, min(need, self.read(index).reserved))
+        self.ring()
+
+    def leave(self, index: int, *, clean: bool) -> None:
+        self._put(index, 4, Phase.LEFT if clean else Phase.LEFT_DIRTY)
+        self.ring()
+
+    def _write(self, index: int, slot: Slot) -> None:
+        values = (slot.token, slot.pid, slot.reserved, slot.peak, slot.phase, slot.order, slot.baseline)
+        _SLOT.pack_into(self._memory, index * _SLOT.size, *values)
+
+    def _put(self, index: int, field: int, value: int) -> None:
+        struct.pack_into("=q", self._memory, index * _SLOT.size + 8 * field, value)

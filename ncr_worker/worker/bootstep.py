@@ -1,0 +1,80 @@
+"""Ties the feeder to the life of a Celery worker."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import threading
+from contextlib import ExitStack
+from typing import Any
+
+from celery import bootsteps
+
+from ncr_worker.app import App
+from ncr_worker.errors import ConfigError
+from ncr_worker.ledger import schema
+from ncr_worker.memory.slots import Slots
+from ncr_worker.settings import Settings
+from ncr_worker.worker.feeder import Feeder
+from ncr_worker.worker.sweep import Sweep
+
+log = logging.getLogger(__name__)
+
+
+class FeederStep(bootsteps.StartStopStep):
+    """Starts after the pool, and so stops before it: the pool still works while jobs get their grace."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        worker.app.slots = Slots(worker.concurrency)  # shared memory: made before the pool forks
+        self.feeder: Feeder | None = None
+        self.thread: threading.Thread | None = None
+        self.resources = ExitStack()
+
+    def start(self, worker: Any) -> None:
+        settings: Settings = worker.app.settings
+        settings.jobs_folder.mkdir(parents=True, exist_ok=True)
+        self._own_host(settings)
+        app = App(settings)
+        self.resources.callback(app.close)
+        app.database.survive_forks()
+        schema.require_current(app.database)
+        feeder = Feeder(settings, app.ledger, worker.app.slots, worker.app.send_job)
+        feeder.start()
+        self.resources.enter_context(app.board.on_wake(feeder.wake))
+        self.resources.enter_context(Sweep(settings, app.ledger))
+        self.feeder = feeder
+        self.thread = threading.Thread(target=feeder.run, name="feeder", daemon=True)
+        self.thread.start()
+
+    def stop(self, worker: Any) -> None:
+        self._stop(worker.app.settings.shutdown_grace)
+
+    def terminate(self, worker: Any) -> None:
+        self._stop(0.0)
+
+    def _stop(self, grace: float) -> None:
+        feeder, thread = self.feeder, self.thread
+        if feeder is None or thread is None:
+            return
+        self.feeder = None
+        feeder.drain(grace)
+        thread.join()
+        feeder.leave()
+        self.resources.close()
+
+    def _own_host(self, settings: Settings) -> None:
+        """One worker for each host id: a second one would release the first one's jobs.
+
+        A POSIX lock, because it ends with this process and is not inherited by its children.
+        """
+        path = settings.work_folder / f"{settings.host}.lock"
+        file = self.resources.enter_context(path.open("w"))
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                "HOST_ID", f"another worker already runs here as {settings.host!r}", "Give each worker its own HOST_ID"
+            ) from error

@@ -1,0 +1,120 @@
+"""The Celery application: one task for each pipeline, one queue for each host, messages acked on receipt.
+
+A message is a hint: job id, token, slot. The ledger decides whether it still means anything.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from typing import Any
+
+from celery import Celery
+from celery.signals import setup_logging, worker_process_init
+from kombu import Exchange, Queue
+
+from ncr_worker import logs
+from ncr_worker.app import App
+from ncr_worker.ledger import Picked
+from ncr_worker.memory.slots import Slots
+from ncr_worker.runner import Runner
+from ncr_worker.settings import Settings, load_settings
+from ncr_worker.worker import recycling
+from ncr_worker.worker.bootstep import FeederStep
+
+PR_SET_PDEATHSIG = 1
+
+
+class Child:
+    """What one pool process needs to run jobs; built in that process, at its first job."""
+
+    def __init__(self, settings: Settings, slots: Slots) -> None:
+        app = App(settings, patience=settings.db_patience)
+        self.runner = Runner(settings, app.ledger, app.board, app.pipelines, slots)
+        self.recycling = recycling.Recycling(settings.celery_worker_max_memory_per_child * 1024)
+        self.pid = os.getpid()
+
+
+class WorkerApp(Celery):
+    """Celery with our settings, the slots of this worker, and this process's Child."""
+
+    settings: Settings
+    slots: Slots
+    _child: Child | None = None
+
+    @property
+    def child(self) -> Child:
+        if self._child is None or self._child.pid != os.getpid():
+            self._child = Child(self.settings, self.slots)
+        return self._child
+
+    def send_job(self, job: Picked, slot: int) -> None:
+        """Put a picked job on this host's own queue. Raises when the broker is away."""
+        self.tasks[job.kind].apply_async((job.job_id, job.token, slot), task_id=job.job_id, retry=False)
+
+
+def queue_name(settings: Settings) -> str:
+    return f"host.{settings.host}"
+
+
+def create_celery(settings: Settings | None = None) -> WorkerApp:
+    """Raises ConfigError."""
+    settings = settings or load_settings()
+    app = WorkerApp("ncr_worker", broker=settings.broker_url, backend=settings.celery_result_backend or None)
+    app.settings = settings
+    app.conf.update(_configuration(settings))
+    app.steps["worker"].add(FeederStep)
+    with_pipelines = App(settings)
+    for kind, pipeline in with_pipelines.pipelines.items():
+        _add_task(app, kind, pipeline.max_jobs_per_child)
+    with_pipelines.close()
+    setup_logging.connect(lambda **_: logs.configure(settings), weak=False)
+    worker_process_init.connect(_die_with_parent, weak=False)
+    return app
+
+
+def _add_task(app: WorkerApp, kind: str, most: int | None) -> None:
+    @app.task(name=kind)
+    def run(job_id: str, token: int, slot: int) -> None:
+        app.child.runner.run(kind, job_id, token, slot)
+        app.child.recycling.after(kind, most)
+
+
+def _die_with_parent(**_: Any) -> None:
+    """A child whose worker was killed must not go on: its memory is no longer in anybody's books."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _configuration(settings: Settings) -> dict[str, Any]:
+    name = queue_name(settings)
+    # Through the default exchange a queue needs no binding, which a FLUSHALL would take away.
+    queue = Queue(name, Exchange(""), routing_key=name, queue_arguments={"x-expires": 3_600_000})
+    return {
+        "task_queues": [queue],
+        "task_default_queue": name,
+        "task_default_exchange": "",
+        "task_default_routing_key": name,
+        "task_acks_late": False,
+        "task_ignore_result": not settings.celery_result_backend,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "worker_concurrency": settings.celery_worker_concurrency,
+        "worker_prefetch_multiplier": 4,
+        "worker_max_tasks_per_child": settings.celery_worker_max_tasks_per_child,
+        "worker_max_memory_per_child": recycling.POOL_LIMIT,
+        "worker_send_task_events": True,
+        "worker_hijack_root_logger": False,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_connection_timeout": 3,
+        "broker_transport_options": {
+            # The feeder publishes: a broker that is away must not hold it up. It sends again later.
+            "max_retries": 0,
+            "interval_start": 0,
+            "interval_step": 0,
+            "socket_connect_timeout": 2,
+            "socket_timeout": 5,
+        },
+    }

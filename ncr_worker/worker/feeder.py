@@ -1,0 +1,293 @@
+"""The feeder: decides which job starts on this host now. Nothing else does.
+
+It runs in a thread of the worker's main process. Each round it looks after the slots (begun, left, dead,
+message lost), beats for the host, passes on orders, and takes from the ledger what fits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from ncr_worker.job import State
+from ncr_worker.ledger import HostFigures, Ledger, Offer, Picked
+from ncr_worker.memory.domain import Domain
+from ncr_worker.memory.slots import Order, Phase, Slots
+from ncr_worker.settings import Settings
+from ncr_worker.sql import DatabaseAway
+
+log = logging.getLogger(__name__)
+
+POLL = 1.0  # seconds between two looks for work when nobody woke us
+RESEND = 2.0  # seconds after which a message that no child took is looked into
+ORDER_GRACE = 10.0  # seconds that a child gets to follow an order before it is ended
+
+Send = Callable[[Picked, int], None]
+"""Hand a picked job's id, token and slot number to the pool. May raise: the message is then sent again."""
+
+
+@dataclass(slots=True)
+class Held:
+    """A job on this host, in the main process's eyes. Times are monotonic seconds."""
+
+    job: Picked
+    sent_at: float
+    pidfd: int | None = None
+    pid: int = 0
+    ordered_at: float | None = None
+
+
+class Feeder:
+    """`send` must not block for long; `stop()` may be called from any thread."""
+
+    def __init__(self, settings: Settings, ledger: Ledger, slots: Slots, send: Send) -> None:
+        self.settings = settings
+        self.ledger = ledger
+        self.slots = slots
+        self.send = send
+        self.domain = Domain(settings.host_memory_bytes)
+        self.incarnation = str(uuid.uuid4())
+        self.held: dict[int, Held] = {}
+        self.draining = False
+        self._stopped = threading.Event()
+        self._woken = True
+        self._next_poll = self._next_beat = 0.0
+        self._in_touch_since: float | None = None
+
+    # --- life -----------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Register the host; its earlier incarnation's jobs are released. Raises ConfigError, DatabaseAway."""
+        released = self.ledger.hosts.register(self.settings.host, self.incarnation, self._figures())
+        if released:
+            log.warning("released %d jobs of this host's earlier life", released)
+
+    def run(self) -> None:
+        while not self._stopped.is_set():
+            self._survive(self.round)
+            self._wait()
+
+    def wake(self) -> None:
+        """There may be work: look at once. Any thread."""
+        self._woken = True
+        self.slots.ring()
+
+    def drain(self, grace: float) -> None:
+        """Take nothing more; let running jobs end within `grace` seconds, then give them back. Blocks.
+
+        Called while `run` goes on in its own thread.
+        """
+        self.draining = True
+        self._next_beat = 0.0
+        self.slots.ring()
+        log.info("stopping: %d jobs have %g s to finish", len(self.held), grace)
+        if not self._await_empty(grace):
+            log.warning("grace is over: giving %d jobs back", len(self.held))
+            self._order_all(Order.GIVE_BACK)
+            if not self._await_empty(ORDER_GRACE + 5):
+                log.error("%d jobs would not leave", len(self.held))
+        self._stopped.set()
+        self.slots.ring()
+
+    def leave(self) -> None:
+        """The host ends; the ledger releases whatever is still on it. Call after `run` has returned."""
+        self._survive(lambda: self.ledger.hosts.leave(self.settings.host, self.incarnation))
+
+    # --- one round ------------------------------------------------------------------------------------
+    def round(self) -> None:
+        """Raises DatabaseAway; everything that could not be told to the ledger is told in the next round."""
+        now = time.monotonic()
+        for index in list(self.held):
+            self._look_after(index, now)
+        if now >= self._next_beat:
+            self._beat(now)
+        if now >= self._next_poll:
+            self._pass_orders(now)
+            self._woken, self._next_poll = True, now + POLL
+        if self._woken and not self.draining:
+            self._feed()
+
+    def _look_after(self, index: int, now: float) -> None:
+        held, slot = self.held[index], self.slots.read(index)
+        if slot.phase is Phase.SENT:
+            if self.draining:
+                self._recall(index)
+            elif now - held.sent_at > RESEND:
+                self._inquire(index, now)
+            return
+        if held.pidfd is None:
+            held.pid, held.pidfd = slot.pid, _open_pid(slot.pid)
+        if slot.phase is Phase.LEFT:
+            self._release(index)
+        elif slot.phase is Phase.LEFT_DIRTY:
+            self._lose(index, "its child could not reach the ledger")
+        elif held.pidfd is None or _has_ended(held.pidfd):
+            self._lose(index, f"process {slot.pid} died")
+        else:
+            self.slots.sample(index)
+            if held.ordered_at is not None and now - held.ordered_at > ORDER_GRACE:
+                log.warning("job %s did not follow its order: ending process %d", held.job.job_id, slot.pid)
+                os.kill(slot.pid, signal.SIGKILL)
+
+    def _inquire(self, index: int, now: float) -> None:
+        """No child has taken the message: it was lost, or its child died on the way, or the job is gone."""
+        held = self.held[index]
+        found = self.ledger.work.claimant(held.job.number, held.job.token)
+        if found is None or found[0] not in (State.DISPATCHED, State.RUNNING, State.CANCELLING):
+            self._release(index)
+        elif found[0] is State.DISPATCHED:
+            log.warning("message of job %s was not taken: sending it again", held.job.job_id)
+            held.sent_at = now
+            self.send(held.job, index)
+        elif (fd := _open_pid(_pid_of(found[1]))) is None or _has_ended(fd, close=True):
+            self._lose(index, "the child died as it took the job")
+
+    def _recall(self, index: int) -> None:
+        job = self.held[index].job
+        if self.ledger.work.recall(job.number, job.token, "the worker stops"):
+            self._release(index)
+
+    def _lose(self, index: int, note: str) -> None:
+        job = self.held[index].job
+        self.ledger.work.lost(job.number, job.token, note)
+        log.warning("lost job %s: %s", job.job_id, note)
+        self._release(index)
+
+    def _release(self, index: int) -> None:
+        fd = self.held.pop(index).pidfd
+        if fd is not None:
+            os.close(fd)
+        self.slots.free(index)
+        self._woken = True
+
+    def _beat(self, now: float) -> None:
+        host, figures = self.settings.host, self._figures()
+        try:
+            if not self.ledger.hosts.beat(host, self.incarnation, "draining" if self.draining else "up", figures):
+                log.warning("this host was taken for dead: registering again")
+                self.ledger.hosts.register(host, self.incarnation, figures)
+            self._reconcile()
+        except DatabaseAway:
+            self._in_touch_since = None
+            raise
+        self._next_beat = now + self.settings.host_heartbeat
+        self._in_touch_since = self._in_touch_since or now
+        # After an outage every host looks dead for a moment: wait until all had time to beat.
+        if now - self._in_touch_since >= 2 * self.settings.host_heartbeat:
+            for dead in self.ledger.hosts.reap(host):
+                log.warning("host %s is dead: its jobs were released", dead)
+                self._woken = True
+
+    def _reconcile(self) -> None:
+        """The ledger and the slots must hold the same tokens; the ledger is right about which run may go on."""
+        mine = {held.job.token: index for index, held in self.held.items()}
+        known = self.ledger.hosts.tokens(self.settings.host)
+        for token, number in known.items():
+            if token not in mine:  # picked, but the answer to our commit was lost
+                self.ledger.work.lost(number, token, "not on this host")
+        for token, index in mine.items():
+            if token not in known and self.slots.read(index).phase is Phase.RUNNING:
+                self._order(index, Order.LOST)
+
+    def _pass_orders(self, now: float) -> None:
+        tokens = {held.job.token: index for index, held in self.held.items()}
+        if tokens:
+            for token in self.ledger.intake.cancelling(self.settings.host) & tokens.keys():
+                self._order(tokens[token], Order.CANCEL)
+
+    def _feed(self) -> None:
+        free = [index for index in range(self.slots.count) if index not in self.held]
+        self._woken = False
+        if not free:
+            return
+        figures = self._figures()
+        room = max(figures.budget - figures.reserved, 0)
+        offer = Offer(self.settings.host, len(free), room, not self.held, figures.limit_bytes)
+        for job, index in zip(self.ledger.queue.pick(offer), free, strict=False):
+            self.slots.arm(index, job.token, job.reserved)
+            self.held[index] = Held(job, time.monotonic())
+            self._survive(partial(self.send, job, index))
+
+    # --- figures --------------------------------------------------------------------------------------
+    def _figures(self) -> HostFigures:
+        reading = self.domain.read()
+        slots = {index: self.slots.read(index) for index in self.held}
+        observed = sum(self.slots.sample(index) for index, slot in slots.items() if slot.phase is Phase.RUNNING)
+        others = max(reading.anonymous - observed, 0)
+        share = int(reading.limit * self.settings.max_memory_usage_percent / 100)
+        return HostFigures(
+            limit_bytes=reading.limit,
+            limit_source=reading.source,
+            budget=max(share - others, 0),
+            others=others,
+            reserved=sum(slot.reserved for slot in slots.values()),
+            slots=self.slots.count,
+            running=len(slots),
+        )
+
+    # --- waiting and stopping -------------------------------------------------------------------------
+    def _wait(self) -> None:
+        """Until a child writes, a child dies, somebody wakes us, or something is due."""
+        poller = select.poll()
+        poller.register(self.slots.bell, select.POLLIN)
+        for held in self.held.values():
+            if held.pidfd is not None:
+                poller.register(held.pidfd, select.POLLIN)
+        due = min(self._next_poll, self._next_beat) - time.monotonic()
+        poller.poll(1000 * min(max(due, 0.01), POLL))
+        self.slots.hush()
+
+    def _await_empty(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while self.held and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return not self.held
+
+    def _order_all(self, order: Order) -> None:
+        for index in list(self.held):
+            self._order(index, order)
+
+    def _order(self, index: int, order: Order) -> None:
+        held = self.held.get(index)
+        if held is not None and held.ordered_at is None:
+            held.ordered_at = time.monotonic()
+            self.slots.order(index, order)
+
+    def _survive(self, work: Callable[[], None]) -> None:
+        """The feeder goes on whatever happens: without it no job of this host would ever end."""
+        try:
+            work()
+        except DatabaseAway as error:
+            log.warning("%s", error)
+            self._stopped.wait(0.5)
+        except Exception:  # a bug must not end the thread; it is logged and tried again
+            log.exception("feeder round failed")
+            self._stopped.wait(1.0)
+
+
+def _pid_of(claimant: str | None) -> int:
+    return int((claimant or "0").split("-")[0])
+
+
+def _open_pid(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends; None when it is gone already."""
+    try:
+        return os.pidfd_open(pid) if pid > 0 else None
+    except ProcessLookupError:
+        return None
+
+
+def _has_ended(fd: int, *, close: bool = False) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    ended = bool(poller.poll(0))
+    if close:
+        os.close(fd)
+    return ended
