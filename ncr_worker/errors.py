@@ -116,7 +116,7 @@ class ConfigError(NcrError):
 
     code = "config_error"
 
-    def __init__(self, setting: str, problem: str, remedy: str) -> None:
-        super().__init__(f"{setting}: {problem}. {remedy}")
+    def __init__(self, setting: str, problem: str, remedy: str, *, code: str | None = None) -> None:
+        super().__init__(f"{setting}: {problem}. {remedy}", code=code)
         self.setting = setting
         self.remedy = remedy

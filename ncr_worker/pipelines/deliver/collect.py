@@ -1,0 +1,99 @@
+"""Stages fetch, pack, validate: a checked local copy of every file, one zip, the validator's word."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from ncr_worker.archive import pack as pack_zip
+from ncr_worker.errors import Rejected
+from ncr_worker.pipeline import Run, stage
+from ncr_worker.pipelines.deliver.catalog import Entry as CatalogEntry
+from ncr_worker.pipelines.deliver.catalog import catalog
+from ncr_worker.pipelines.deliver.model import Delivery, Item
+from ncr_worker.pipelines.deliver.transfer import transfer
+from ncr_worker.stores import Entry, Progress, source
+from ncr_worker.stores.file import disk_errors
+from ncr_worker.validator import validator
+
+
+def local_path(run: Run, item: Item) -> Path:
+    return run.folder / "files" / item.local_name
+
+
+def zip_path(run: Run) -> Path:
+    return run.folder / "delivery.zip"
+
+
+def files_intact(run: Run, parcel: Delivery) -> bool:
+    """Whether every fetched file is here with its size."""
+    return all(_has_size(local_path(run, item), item.size) for item in parcel.items)
+
+
+def zip_intact(run: Run, parcel: Delivery) -> bool:
+    return files_intact(run, parcel) and _has_size(zip_path(run), parcel.archive_bytes)
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+@stage(weight=4, local=True, intact=files_intact)
+def fetch(run: Run, parcel: Delivery) -> Delivery:
+    store = run.use(source)
+    with disk_errors():
+        (run.folder / "files").mkdir(parents=True, exist_ok=True)
+
+    def read(item: Item, progress: Progress) -> str:
+        path = local_path(run, item)
+        if _has_size(path, item.size):  # by an attempt that was cut short
+            sha256 = _sha256(path)
+            progress(item.size)
+            return sha256
+        part = path.with_suffix(".part")
+        sha256 = store.read(Entry(item.key, item.size, item.etag), part, progress)
+        part.replace(path)  # so a file under its name is whole
+        return sha256
+
+    hashes = transfer(run, parcel.items, run.settings.s3_parallel, read)
+    items = (item.model_copy(update={"sha256": sha256}) for item, sha256 in zip(parcel.items, hashes, strict=True))
+    return parcel.evolve(items=tuple(items))
+
+
+def _sha256(path: Path) -> str:
+    with disk_errors(), path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+@stage(weight=1, local=True, intact=zip_intact)
+def pack(run: Run, parcel: Delivery) -> Delivery:
+    files = [(item.target, local_path(run, item)) for item in parcel.items]
+    size = pack_zip(zip_path(run), files, _bytes_told(run, parcel.total_bytes))
+    run.advance(files=len(files), total_files=len(files))
+    return parcel.evolve(archive_bytes=size)
+
+
+@stage(weight=2, local=True, intact=files_intact)
+def validate(run: Run, parcel: Delivery) -> Delivery:
+    run.confirm_ownership()
+    verdict = run.use(validator).check(parcel.sku, zip_path(run), _bytes_told(run, parcel.archive_bytes))
+    run.use(catalog).record_validation(catalog_entry(run, parcel), verdict)
+    if not verdict.passed:
+        reasons = "; ".join(verdict.reasons) or "no reason given"
+        raise Rejected(f"the validator says {verdict.result}: {reasons}", code="validation_failed")
+    return parcel.evolve(verdict=verdict)
+
+
+def catalog_entry(run: Run, parcel: Delivery) -> CatalogEntry:
+    return CatalogEntry(parcel.args.job_id, parcel.args.row_id, run.job.id, run.job.round)
+
+
+def _bytes_told(run: Run, total: int) -> Progress:
+    done = 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        run.advance(bytes=done, total_bytes=total)
+
+    return progress

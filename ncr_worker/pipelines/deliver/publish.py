@@ -1,0 +1,141 @@
+"""Stages prepare, upload, publish, confirm: all or nothing on the target server.
+
+Files go to a hidden folder beside the target. Two renames make them the target: old -> backup, staging -> target.
+What `upload` leaves in the parcel is the publishing record; after a crash at any point `publish` decides by what
+exists on the server (docs/decisions/0011-sftp-publish.md), so there is never a second delivery and never none.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from datetime import UTC, datetime
+
+from ncr_worker.errors import NcrError, Rejected, StageError, Transient
+from ncr_worker.pipeline import Run, stage
+from ncr_worker.pipelines.deliver.catalog import catalog
+from ncr_worker.pipelines.deliver.collect import catalog_entry, files_intact, local_path
+from ncr_worker.pipelines.deliver.model import Delivery, Item, Receipt, is_backup
+from ncr_worker.pipelines.deliver.transfer import transfer
+from ncr_worker.stores import Progress
+from ncr_worker.stores.sftp import SftpTarget
+from ncr_worker.stores.sftp import target as sftp_target
+
+
+def _on_server(run: Run, path: str) -> str:
+    return posixpath.join(run.settings.sftp_root, path)
+
+
+@stage(weight=0.5, local=True, intact=files_intact)
+def prepare(run: Run, parcel: Delivery) -> Delivery:
+    """Reach the target before anything is sent: the staging folder and the folders in it."""
+    server = run.use(sftp_target)
+    run.confirm_ownership()
+    staging = _on_server(run, parcel.staging)
+    for folder in sorted({posixpath.dirname(posixpath.join(staging, path)) for path in parcel.manifest} | {staging}):
+        server.make_folder(folder)
+    return parcel
+
+
+@stage(weight=4, attempts=5)
+def upload(run: Run, parcel: Delivery) -> Delivery:
+    server = run.use(sftp_target)
+    run.confirm_ownership()
+    staging = _on_server(run, parcel.staging)
+
+    def send(item: Item, progress: Progress) -> None:
+        path = posixpath.join(staging, posixpath.relpath(item.target, parcel.folder))
+        server.upload(local_path(run, item), path, progress)
+
+    transfer(run, parcel.items, run.settings.sftp_parallel, send)
+    _require_manifest(server, staging, parcel)
+    return parcel.evolve(replaces=server.exists(_on_server(run, parcel.folder)))
+
+
+@stage(weight=0.5, attempts=5)
+def publish(run: Run, parcel: Delivery) -> Delivery:
+    server = run.use(sftp_target)
+    target, staging, backup = (_on_server(run, name) for name in (parcel.folder, parcel.staging, parcel.backup))
+    if server.exists(staging):
+        run.confirm_ownership()
+        _publish_staging(run, parcel, server)
+    elif parcel.replaces and not server.exists(backup):
+        # The old delivery went nowhere, so it is still the one at the target.
+        raise Rejected(f"{staging} has vanished from the server; nothing was replaced", code="staging_lost")
+    elif not server.exists(target):
+        _restore(server, backup, target)
+        raise Rejected(f"{staging} has vanished from the server", code="staging_lost")
+    _require_manifest(server, target, parcel)
+    return parcel
+
+
+def _publish_staging(run: Run, parcel: Delivery, server: SftpTarget) -> None:
+    target, staging, backup = (_on_server(run, name) for name in (parcel.folder, parcel.staging, parcel.backup))
+    if server.exists(target):
+        if server.exists(backup):
+            # Published by an earlier round and uploaded again since, or put there by somebody else.
+            _require_manifest(server, target, parcel)
+            server.remove_folder(staging)
+            return
+        server.rename(target, backup)
+    # No stopping here: between the renames there is nothing at the target. A run that has lost the job meanwhile
+    # does no harm, since a rename never replaces.
+    try:
+        server.rename(staging, target)
+    except StageError:
+        _restore(server, backup, target)
+        raise
+
+
+def _restore(server: SftpTarget, backup: str, target: str) -> None:
+    """Put the previous delivery back where nothing is at the target."""
+    if server.exists(backup) and not server.exists(target):
+        server.rename(backup, target)
+
+
+def _require_manifest(server: SftpTarget, folder: str, parcel: Delivery) -> None:
+    found, planned = server.sizes(folder), parcel.manifest
+    if found != planned:
+        wrong = sorted(path for path in found.keys() | planned.keys() if found.get(path) != planned.get(path))
+        raise Transient(f"{folder} is not as planned: {', '.join(wrong[:5])}", code="sftp_not_as_planned")
+
+
+@stage(weight=0.5, attempts=5)
+def confirm(run: Run, parcel: Delivery) -> Delivery:
+    """Write the delivery down, then remove backups that are not kept any more."""
+    if parcel.verdict is None:
+        raise NcrError("a delivery without the validator's word cannot be confirmed")
+    server = run.use(sftp_target)
+    run.confirm_ownership()
+    settings = run.settings
+    receipt = Receipt(
+        target=_on_server(run, parcel.folder),
+        server=f"{settings.sftp_host}:{settings.sftp_port}",
+        host_key=server.host_key(),
+        files=parcel.items,
+        total_files=len(parcel.items),
+        total_bytes=parcel.total_bytes,
+        verdict=parcel.verdict,
+        delivered_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    run.use(catalog).record_delivery(
+        catalog_entry(run, parcel), receipt.target, receipt.total_files, receipt.total_bytes, parcel.verdict.result
+    )
+    _remove_old_backups(run, parcel, server)
+    return parcel.evolve(receipt=receipt)
+
+
+def _remove_old_backups(run: Run, parcel: Delivery, server: SftpTarget) -> None:
+    parent = posixpath.dirname(parcel.folder)
+    names = (posixpath.join(parent, name) for name in server.names(_on_server(run, parent) or "."))
+    backups = [name for name in names if is_backup(parcel.folder, name)]
+    for name in backups[run.settings.sftp_backups :]:
+        server.remove_folder(_on_server(run, name))
+
+
+def abandon(run: Run, parcel: Delivery) -> None:
+    """The job ends without success: the previous delivery stays or comes back, nothing of ours is left."""
+    if not parcel.staging:
+        return
+    server = run.use(sftp_target)
+    _restore(server, _on_server(run, parcel.backup), _on_server(run, parcel.folder))
+    server.remove_folder(_on_server(run, parcel.staging))
