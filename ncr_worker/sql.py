@@ -5,6 +5,7 @@ Used by the ledger and by every catalog. SQLite, MySQL/MariaDB and PostgreSQL be
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -14,12 +15,13 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Double, Engine, Text, create_engine, event
+from sqlalchemy import Connection, Dialect, Double, Engine, Text, create_engine, event
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator
 
 from ncr_worker.errors import Busy, ConfigError
 
@@ -32,6 +34,19 @@ TABLE: dict[str, Any] = {
     "mysql_charset": "utf8mb4",
     "mysql_collate": "utf8mb4_bin",  # keys and ids differ by case, as on the other databases
 }
+
+
+class Json(TypeDecorator[Any]):
+    """JSON in a column that behaves alike on every database: text, keys sorted, no size limit."""
+
+    impl = LongText
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        return None if value is None else json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        return None if value is None else json.loads(value)
 
 
 class now(FunctionElement[float]):  # noqa: N801 - a SQL function

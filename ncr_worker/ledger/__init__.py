@@ -26,6 +26,7 @@ __all__ = [
     "Ledger",
     "Offer",
     "Picked",
+    "Work",
 ]
 
 

@@ -18,8 +18,7 @@ from sqlalchemy import (
 )
 
 from ncr_worker.job import Job, State
-from ncr_worker.ledger.json import Json
-from ncr_worker.sql import TABLE, LongText
+from ncr_worker.sql import TABLE, Json, LongText
 
 metadata = MetaData(
     naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"},

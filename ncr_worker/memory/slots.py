@@ -66,7 +66,6 @@ class Slots:
         except BlockingIOError:
             return
 
-    # --- main process ---------------------------------------------------------------------------------
     def arm(self, index: int, token: int, reserved: int) -> None:
         self._write(index, Slot(token, 0, reserved, 0, Phase.SENT, Order.NONE, 0))
 
@@ -74,34 +73,57 @@ class Slots:
         self._write(index, Slot(0, 0, 0, 0, Phase.FREE, Order.NONE, 0))
 
     def order(self, index: int, order: Order) -> None:
-        self._put(index, 5, order)
+        self.put(index, 5, order)
 
     def sample(self, index: int) -> int:
         """Anonymous bytes that the running job uses now; its peak is kept in the slot."""
         slot = self.read(index)
         used = max(rss_anon(slot.pid) - slot.baseline, 0)
-        self._put(index, 3, max(used, slot.peak))
+        self.put(index, 3, max(used, slot.peak))
         return used
-
-    # --- pool child -----------------------------------------------------------------------------------
-    def begin(self, index: int, baseline: int) -> None:
-        self._put(index, 1, os.getpid())
-        self._put(index, 6, baseline)
-        self._put(index, 4, Phase.RUNNING)
-        self.ring()
-
-    def lower(self, index: int, need: int) -> None:
-        """The stage that runs now needs only so much; the reservation never grows this way."""
-        self._put(index, 2, min(need, self.read(index).reserved))
-        self.ring()
-
-    def leave(self, index: int, *, clean: bool) -> None:
-        self._put(index, 4, Phase.LEFT if clean else Phase.LEFT_DIRTY)
-        self.ring()
 
     def _write(self, index: int, slot: Slot) -> None:
         values = (slot.token, slot.pid, slot.reserved, slot.peak, slot.phase, slot.order, slot.baseline)
         _SLOT.pack_into(self._memory, index * _SLOT.size, *values)
 
-    def _put(self, index: int, field: int, value: int) -> None:
+    def put(self, index: int, field: int, value: int) -> None:
         struct.pack_into("=q", self._memory, index * _SLOT.size + 8 * field, value)
+
+
+class JobSlot:
+    """The pool child's side of one slot."""
+
+    def __init__(self, slots: Slots, index: int) -> None:
+        self._slots = slots
+        self._index = index
+
+    @property
+    def reserved(self) -> int:
+        return self._slots.read(self._index).reserved
+
+    @property
+    def peak(self) -> int:
+        self._slots.sample(self._index)
+        return self._slots.read(self._index).peak
+
+    @property
+    def order(self) -> Order:
+        return self._slots.read(self._index).order
+
+    def begin(self, baseline: int) -> None:
+        """This process runs the job. `baseline`: its anonymous bytes before its first job."""
+        self._slots.put(self._index, 1, os.getpid())
+        self._slots.put(self._index, 6, baseline)
+        self._phase(Phase.RUNNING)
+
+    def lower(self, need: int) -> None:
+        """The stage that runs now needs only so much; the reservation never grows this way."""
+        self._slots.put(self._index, 2, min(need, self.reserved))
+        self._slots.ring()
+
+    def leave(self, *, clean: bool) -> None:
+        self._phase(Phase.LEFT if clean else Phase.LEFT_DIRTY)
+
+    def _phase(self, phase: Phase) -> None:
+        self._slots.put(self._index, 4, phase)
+        self._slots.ring()

@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from ncr_worker.job import State
-from ncr_worker.ledger import HostFigures, Ledger, Offer, Picked
+from ncr_worker.ledger import Ledger, Offer, Picked
+from ncr_worker.memory.budget import Budget
 from ncr_worker.memory.domain import Domain
 from ncr_worker.memory.slots import Order, Phase, Slots
 from ncr_worker.settings import Settings
 from ncr_worker.sql import DatabaseAway
+from ncr_worker.worker.processes import has_ended, open_pid, pid_of
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ class Feeder:
         self.ledger = ledger
         self.slots = slots
         self.send = send
-        self.domain = Domain(settings.host_memory_bytes)
+        self.budget = Budget(Domain(settings.host_memory_bytes), slots, settings.max_memory_usage_percent / 100)
         self.incarnation = str(uuid.uuid4())
         self.held: dict[int, Held] = {}
         self.draining = False
@@ -65,7 +67,7 @@ class Feeder:
     # --- life -----------------------------------------------------------------------------------------
     def start(self) -> None:
         """Register the host; its earlier incarnation's jobs are released. Raises ConfigError, DatabaseAway."""
-        released = self.ledger.hosts.register(self.settings.host, self.incarnation, self._figures())
+        released = self.ledger.hosts.register(self.settings.host, self.incarnation, self.budget.figures(self.held))
         if released:
             log.warning("released %d jobs of this host's earlier life", released)
 
@@ -123,12 +125,12 @@ class Feeder:
                 self._inquire(index, now)
             return
         if held.pidfd is None:
-            held.pid, held.pidfd = slot.pid, _open_pid(slot.pid)
+            held.pid, held.pidfd = slot.pid, open_pid(slot.pid)
         if slot.phase is Phase.LEFT:
             self._release(index)
         elif slot.phase is Phase.LEFT_DIRTY:
             self._lose(index, "its child could not reach the ledger")
-        elif held.pidfd is None or _has_ended(held.pidfd):
+        elif held.pidfd is None or has_ended(held.pidfd):
             self._lose(index, f"process {slot.pid} died")
         else:
             self.slots.sample(index)
@@ -146,7 +148,7 @@ class Feeder:
             log.warning("message of job %s was not taken: sending it again", held.job.job_id)
             held.sent_at = now
             self.send(held.job, index)
-        elif (fd := _open_pid(_pid_of(found[1]))) is None or _has_ended(fd, close=True):
+        elif (fd := open_pid(pid_of(found[1]))) is None or has_ended(fd, close=True):
             self._lose(index, "the child died as it took the job")
 
     def _recall(self, index: int) -> None:
@@ -168,7 +170,7 @@ class Feeder:
         self._woken = True
 
     def _beat(self, now: float) -> None:
-        host, figures = self.settings.host, self._figures()
+        host, figures = self.settings.host, self.budget.figures(self.held)
         try:
             if not self.ledger.hosts.beat(host, self.incarnation, "draining" if self.draining else "up", figures):
                 log.warning("this host was taken for dead: registering again")
@@ -207,30 +209,13 @@ class Feeder:
         self._woken = False
         if not free:
             return
-        figures = self._figures()
+        figures = self.budget.figures(self.held)
         room = max(figures.budget - figures.reserved, 0)
         offer = Offer(self.settings.host, len(free), room, not self.held, figures.limit_bytes)
         for job, index in zip(self.ledger.queue.pick(offer), free, strict=False):
             self.slots.arm(index, job.token, job.reserved)
             self.held[index] = Held(job, time.monotonic())
             self._survive(partial(self.send, job, index))
-
-    # --- figures --------------------------------------------------------------------------------------
-    def _figures(self) -> HostFigures:
-        reading = self.domain.read()
-        slots = {index: self.slots.read(index) for index in self.held}
-        observed = sum(self.slots.sample(index) for index, slot in slots.items() if slot.phase is Phase.RUNNING)
-        others = max(reading.anonymous - observed, 0)
-        share = int(reading.limit * self.settings.max_memory_usage_percent / 100)
-        return HostFigures(
-            limit_bytes=reading.limit,
-            limit_source=reading.source,
-            budget=max(share - others, 0),
-            others=others,
-            reserved=sum(slot.reserved for slot in slots.values()),
-            slots=self.slots.count,
-            running=len(slots),
-        )
 
     # --- waiting and stopping -------------------------------------------------------------------------
     def _wait(self) -> None:
@@ -270,24 +255,3 @@ class Feeder:
         except Exception:  # a bug must not end the thread; it is logged and tried again
             log.exception("feeder round failed")
             self._stopped.wait(1.0)
-
-
-def _pid_of(claimant: str | None) -> int:
-    return int((claimant or "0").split("-")[0])
-
-
-def _open_pid(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process ends; None when it is gone already."""
-    try:
-        return os.pidfd_open(pid) if pid > 0 else None
-    except ProcessLookupError:
-        return None
-
-
-def _has_ended(fd: int, *, close: bool = False) -> bool:
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    ended = bool(poller.poll(0))
-    if close:
-        os.close(fd)
-    return ended

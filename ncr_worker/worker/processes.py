@@ -1,0 +1,28 @@
+"""Watching pool children from the main process, by pid descriptors: a death is seen at once, also of a zombie."""
+
+from __future__ import annotations
+
+import os
+import select
+
+
+def pid_of(claimant: str | None) -> int:
+    """The pid in a claimant, as the runner writes it: `{pid}-{nonce}`."""
+    return int((claimant or "0").split("-")[0])
+
+
+def open_pid(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends; None when it is gone already."""
+    try:
+        return os.pidfd_open(pid) if pid > 0 else None
+    except ProcessLookupError:
+        return None
+
+
+def has_ended(fd: int, *, close: bool = False) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    ended = bool(poller.poll(0))
+    if close:
+        os.close(fd)
+    return ended
