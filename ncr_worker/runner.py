@@ -14,7 +14,7 @@ from typing import Any
 
 from ncr_worker import logs
 from ncr_worker.board import Board
-from ncr_worker.errors import Cancelled, GivenBack, LostOwnership, NcrError, NeedsMemory, Transient
+from ncr_worker.errors import Cancelled, GivenBack, LostOwnership, NcrError, NeedsMemory, StageError, Transient
 from ncr_worker.job import Reason, State
 from ncr_worker.ledger import Checkpoint, Claim, Ledger
 from ncr_worker.memory.domain import rss_anon
@@ -71,6 +71,9 @@ class Runner:
         """The stages that are still to do, one after another; each result is a checkpoint before the next begins."""
         stages = run.pipeline.stages
         parcel, start = self._resume(run, claim)
+        run.parcel = parcel
+        if run.job.attempt > run.job.max_attempts:  # its processes died: all that is left to do is to clean up
+            raise StageError(run.job.error or "its attempts are used up", code=run.job.error_code)
         done: Checkpoint | None = None
         for position, stage in enumerate(stages[start:], start):
             run.parcel = parcel

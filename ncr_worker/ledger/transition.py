@@ -75,7 +75,11 @@ def requeue(
 
 
 def lose(connection: Connection, number: int, *, actor: str, reason: Reason, token: int, note: str) -> None:
-    """A child or its host died: queued again, or failed when its attempts are used up."""
+    """A child or its host died: queued again, or failed when its attempts are used up.
+
+    After the last attempt it is queued once more, for the runner to clean up outside; only if that dies too does
+    it fail here.
+    """
     row = connection.execute(
         select(job.c.state, job.c.attempt, job.c.max_attempts)
         .where(job.c.number == number, job.c.token == token)
@@ -83,13 +87,26 @@ def lose(connection: Connection, number: int, *, actor: str, reason: Reason, tok
     ).one_or_none()
     if row is None:
         return
-    if row.state == State.RUNNING and row.attempt >= row.max_attempts:
+    values: dict[str, Any] = {}
+    pause = 0.0
+    if row.state == State.RUNNING:
+        pause = min(0.25 * 2 ** (row.attempt - 1), 30.0)
         text = f"the process that ran it died {row.attempt} times; last: {note}"
-        values: dict[str, Any] = {"error_code": reason.value, "error": text}
-        move(connection, number, State.FAILED, actor=actor, note=note, token=token, **values)
-        return
-    pause = min(0.25 * 2 ** max(row.attempt - 1, 0), 30.0) if row.state == State.RUNNING else 0.0
-    requeue(connection, number, actor=actor, reason=reason, token=token, retry_in=pause, counted=True, note=note)
+        values = {"error_code": reason.value, "error": text}
+        if row.attempt > row.max_attempts:
+            move(connection, number, State.FAILED, actor=actor, note=note, token=token, **values)
+            return
+    requeue(
+        connection,
+        number,
+        actor=actor,
+        reason=reason,
+        token=token,
+        retry_in=pause,
+        counted=True,
+        note=note,
+        **values,
+    )
 
 
 def remark(connection: Connection, numbers: Sequence[int], *, actor: str, note: str | None) -> None:
