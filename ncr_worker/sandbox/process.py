@@ -94,6 +94,7 @@ class ServerProcess(ABC):
 
     name: ClassVar[str]
     start_patience: ClassVar[float] = 30.0
+    stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     user: str = ""
     """System account to run as; empty: the caller's. Only root can choose."""
 
@@ -104,7 +105,7 @@ class ServerProcess(ABC):
 
     @abstractmethod
     def command(self) -> Sequence[str]:
-        """Program and arguments; it must stay in the foreground."""
+        """Absolute path of the program, and its arguments; it must stay in the foreground."""
 
     @abstractmethod
     def ready(self) -> bool:
@@ -138,6 +139,11 @@ class ServerProcess(ABC):
 
     def start(self) -> None:
         """Returns when it is ready. Raises ServerFailed with the log's tail; then nothing of it is left running."""
+        self.launch()
+        self.await_ready()
+
+    def launch(self) -> None:
+        """The first half of `start`, without waiting: so several servers can come up at once."""
         if self.running:
             return
         if self.user:
@@ -145,7 +151,7 @@ class ServerProcess(ABC):
         self.prepare()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-IS", str(TETHER), str(os.getpid()), self.user, *self.command()],
+                self._tethered(self.command()),
                 cwd=self.folder,
                 env=os.environ | self.environment(),
                 stdin=subprocess.DEVNULL,
@@ -153,30 +159,52 @@ class ServerProcess(ABC):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def await_ready(self) -> None:
+        """The second half of `start`. Raises like it."""
+        deadline = time.monotonic() + self.start_patience
         try:
-            self._await_ready(self._process)
+            while not self.ready():
+                self.check()
+                if time.monotonic() > deadline:
+                    raise self._failure(f"was not ready within {self.start_patience:g} s")
+                time.sleep(0.02)
         except BaseException:
             self.kill()
             raise
 
-    def _await_ready(self, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + self.start_patience
-        while not self.ready():
-            if process.poll() is not None:
-                raise self._failure(f"ended with status {process.returncode}")
-            if time.monotonic() > deadline:
-                raise self._failure(f"was not ready within {self.start_patience:g} s")
-            time.sleep(0.02)
+    def check(self) -> None:
+        """Raises ServerFailed with the log's tail when it has ended by itself."""
+        if self._process is not None and self._process.poll() is not None:
+            raise self._failure(f"ended with status {self._process.returncode}")
+
+    def run(self, *command: str) -> None:
+        """Run a tool of the server (absolute path) to its end, as its user. Raises ServerFailed with the log's tail."""
+        with self.log.open("ab") as log:
+            done = subprocess.run(
+                self._tethered(command),
+                cwd=self.folder,
+                env=os.environ | self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        if done.returncode:
+            raise self._failure(f"needs {Path(command[0]).name}, which ended with status {done.returncode}")
+
+    def _tethered(self, command: Sequence[str]) -> list[str]:
+        return [sys.executable, "-IS", str(TETHER), str(os.getpid()), self.user, *command]
 
     def _failure(self, problem: str) -> ServerFailed:
         tail = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
         return ServerFailed("\n  ".join([f"{self.name} {problem}; the end of {self.log}:", *tail]))
 
     def stop(self) -> None:
-        """SIGTERM, and after `STOP_PATIENCE` seconds SIGKILL. Nothing of it is left when this returns."""
+        """`stop_signal`, and after `STOP_PATIENCE` seconds SIGKILL. Nothing of it is left when this returns."""
         family = self._family()
         if self._process is not None and self.running:
-            self._process.terminate()
+            self._process.send_signal(self.stop_signal)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_PATIENCE)
             _survivors(family, FAMILY_PATIENCE)
@@ -184,7 +212,7 @@ class ServerProcess(ABC):
 
     def kill(self) -> None:
         """SIGKILL to all of it at once, as a crash would. `start()` brings it back on the same port and data."""
-        self._end(self._family())
+        self._end(self._frozen_family())
 
     def _end(self, family: Sequence[psutil.Process]) -> None:
         process, self._process = self._process, None
@@ -208,6 +236,16 @@ class ServerProcess(ABC):
             return [leader, *leader.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
+
+    def _frozen_family(self) -> list[psutil.Process]:
+        """The family, stopped first: a member that forks while it is listed and killed would leave an orphan."""
+        family: list[psutil.Process] = []
+        while len(grown := self._family()) > len(family):
+            family = grown
+            for member in family:
+                with suppress(psutil.NoSuchProcess):
+                    member.suspend()
+        return family
 
     def __enter__(self) -> Self:
         self.start()

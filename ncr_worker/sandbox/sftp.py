@@ -33,8 +33,8 @@ class SFTP(ServerProcess):
         self.root = self.folder / FILES
         self.root.mkdir(exist_ok=True)
         self.key_path = self.folder / CLIENT_KEY
-        _key(self.key_path)
-        self.fingerprint = _key(self.folder / HOST_KEY).get_fingerprint()
+        lasting_key(self.key_path)
+        self.fingerprint = lasting_key(self.folder / HOST_KEY).get_fingerprint()
         _write_secret(self.folder / PASSWORD, self.password.encode())
 
     def command(self) -> Sequence[str]:
@@ -73,7 +73,7 @@ class SFTP(ServerProcess):
         }
 
 
-def _key(path: Path) -> asyncssh.SSHKey:
+def lasting_key(path: Path) -> asyncssh.SSHKey:
     """The private key at `path`, made at the first call, with `<path>.pub` beside it."""
     if not path.exists():
         key = asyncssh.generate_private_key("ssh-ed25519")

@@ -1,7 +1,8 @@
-"""Becomes a server that cannot outlive its parent: `python tether.py PARENT_PID USER COMMAND…` (USER may be empty).
+"""Becomes a server that cannot outlive its parent: `python tether.py PARENT_PID USER PROGRAM…` (USER may be empty).
 
 Done after the fork in a program of its own, because Python code between fork and exec is unsafe in a parent that
-has threads. The user is changed before the tie is made: the kernel drops the tie when credentials change.
+has threads. The user is changed before the tie is made: the kernel drops the tie when credentials change. From
+then on nothing can be imported: the user may have no access to this interpreter's library.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != int(parent):  # the parent died before the tie was made
             sys.exit(1)
-    os.execvp(command[0], command)
+    os.execv(command[0], command)
 
 
 if __name__ == "__main__":
