@@ -51,9 +51,8 @@ class Intake:
 
         try:
             self.database.transact(work)
-        except IntegrityError:  # somebody took a key between our look and our insert
-            self.database.transact(lambda connection: _refuse_held(connection, keys))
-            raise
+        except IntegrityError:  # between our look and our insert somebody took a key, or stored these very jobs
+            self.database.transact(work)
 
     def cancel(self, job_id: str, *, actor: str) -> State:
         """Ask a job to stop; its state afterwards. A waiting job ends at once, a running one when it hears of it.

@@ -48,6 +48,7 @@ class _Round:
     room: dict[str, int] = field(default_factory=dict)  # batch -> jobs it may still have out
     full: set[str] = field(default_factory=set)
     refused: dict[int, int] = field(default_factory=dict)  # job waiting for memory -> jobs that passed it
+    too_big: list[int] = field(default_factory=list)  # jobs for a larger host: none here is in their way
     seen: set[int] = field(default_factory=set)
     barrier: bool = False  # a job that waits for memory has been passed often enough
 
@@ -115,6 +116,9 @@ class Queue:
         if batch_id and self._room(connection, round_, batch_id) <= 0:
             round_.full.add(batch_id)
             return
+        if row["need"] > round_.offer.limit:
+            round_.too_big.append(row["number"])
+            return
         if not round_.fits(row["need"]):
             round_.refused[row["number"]] = row["passed"]
             round_.barrier = row["passed"] >= round_.overtake_limit
@@ -149,17 +153,11 @@ class Queue:
 
     def _note_refused(self, connection: Connection, round_: _Round) -> None:
         for number, passed in round_.refused.items():
-            connection.execute(
-                update(job)
-                .where(job.c.number == number)
-                .values(
-                    reason=Reason.NO_MEMORY.value,
-                    passed=passed,
-                    refused_since=func.coalesce(job.c.refused_since, now()),
-                )
-            )
-        if round_.refused:
-            self._fail_hopeless(connection, sorted(round_.refused))
+            connection.execute(update(job).where(job.c.number == number).values(passed=passed))
+        if numbers := sorted([*round_.refused, *round_.too_big]):
+            values = {"reason": Reason.NO_MEMORY.value, "refused_since": func.coalesce(job.c.refused_since, now())}
+            connection.execute(update(job).where(job.c.number.in_(numbers)).values(**values))
+            self._fail_hopeless(connection, numbers)
 
     def _fail_hopeless(self, connection: Connection, numbers: list[int]) -> None:
         """Jobs that no host can ever hold, and batch jobs refused for longer than their batch waits."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, literal, select, update
 
-from ncr_worker.job import TERMINAL, Reason, State, sources
+from ncr_worker.job import OUT, TERMINAL, Reason, State, sources
 from ncr_worker.ledger.tables import checkpoint, event, hold, job
 from ncr_worker.sql import now
 
@@ -32,6 +32,8 @@ def move(
     if token is not None:
         statement = statement.where(job.c.token == token)
     values.setdefault("reason", None)
+    if target not in OUT:
+        values["reserved"] = 0
     if target in TERMINAL:
         values["finished_at"] = now()
     if connection.execute(statement.values(state=target.value, **values)).rowcount != 1:
@@ -61,7 +63,7 @@ def requeue(
     """
     if move(connection, number, State.CANCELLED, actor=actor, note=note, token=token, only_from=State.CANCELLING):
         return True
-    values |= {"reason": reason.value, "next_run_at": now() + retry_in, "reserved": 0}
+    values |= {"reason": reason.value, "next_run_at": now() + retry_in}
     # A dispatched job was not claimed yet: nothing is counted that could be taken back.
     if move(
         connection, number, State.QUEUED, actor=actor, note=note, token=token, only_from=State.DISPATCHED, **values

@@ -120,7 +120,6 @@ class Work:
             "error": error,
             "result": result,
             "peak": peak,
-            "reserved": 0,
         }
 
         def work(connection: Connection) -> None:
@@ -173,7 +172,7 @@ class Work:
         """Take a dispatched job back before any child has claimed it; False when one has."""
 
         def work(connection: Connection) -> bool:
-            values = {"reason": Reason.GIVEN_BACK.value, "next_run_at": now(), "reserved": 0}
+            values = {"reason": Reason.GIVEN_BACK.value, "next_run_at": now()}
             target, only = State.QUEUED, State.DISPATCHED
             return move(connection, number, target, actor="feeder", note=note, token=token, only_from=only, **values)
 
