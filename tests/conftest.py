@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
@@ -45,22 +46,13 @@ def no_process_left() -> Iterator[None]:
 def _processes_of(mark: str) -> list[str]:
     ourselves = psutil.Process()
     children = set(ourselves.children(recursive=True))
-    return [
-        f"{process.pid} {' '.join(process.cmdline())}"
-        for process in psutil.process_iter()
-        if process != ourselves and _runs(process) and (process in children or _has_mark(process, mark))
-    ]
-
-
-def _runs(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-
-
-def _has_mark(process: psutil.Process, mark: str) -> bool:
-    try:
-        return process.environ().get(RUN_MARK) == mark
-    except (psutil.Error, OSError):
-        return False
+    left = []
+    for process in set(psutil.process_iter()) - {ourselves}:
+        with suppress(psutil.Error, OSError):  # it ended while we looked
+            ours = process in children or process.environ().get(RUN_MARK) == mark
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
+                left.append(f"{process.pid} {' '.join(process.cmdline())}")
+    return left
 
 
 def _running(make: Callable[[Path], S]) -> Iterator[S]:
