@@ -1,0 +1,240 @@
+"""Which jobs a host is given: in order, what is due, what fits, never more of a batch than its size."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from ledgers import (
+    DATABASES,
+    alter,
+    claim,
+    emptied,
+    figures,
+    new_job,
+    offer,
+    pick_one,
+    shared_database,
+    start,
+    submit,
+)
+
+from ncr_worker.job import OUT, NewBatch, Reason, State
+from ncr_worker.ledger import Ledger, Offer
+from ncr_worker.pipeline import MIB
+from ncr_worker.sql import Database
+
+OVERTAKE_LIMIT = 2
+
+
+@pytest.fixture(params=DATABASES, scope="module")
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    yield from shared_database(request, tmp_path_factory)
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    """Two hosts are up, of 1000 MiB each; on SQLite one."""
+    ledger = emptied(database, overtake_limit=OVERTAKE_LIMIT)
+    ledger.hosts.register("h1", "first", figures())
+    if database.dialect != "sqlite":
+        ledger.hosts.register("h2", "first", figures())
+    return ledger
+
+
+def queued(ledger: Ledger, *sizes: int, **changes: object) -> list[str]:
+    """Jobs of so many MiB; their ids."""
+    return [submit(ledger, need=size * MIB, **changes) for size in sizes]
+
+
+def picked(ledger: Ledger, what: Offer) -> list[str]:
+    return [job.job_id for job in ledger.queue.pick(what)]
+
+
+# --- order --------------------------------------------------------------------------------------------
+def test_the_highest_priority_first_then_the_oldest(ledger: Ledger) -> None:
+    first, urgent, second = submit(ledger), submit(ledger, priority=5), submit(ledger)
+    low = submit(ledger, priority=-1)
+    assert picked(ledger, offer()) == [urgent, first, second, low]
+
+
+def test_a_job_is_dispatched_to_the_host_with_a_token_and_its_bytes(ledger: Ledger) -> None:
+    submit(ledger, need=70 * MIB)
+    [found] = ledger.queue.pick(offer())
+    job = ledger.reads.job(found.job_id)
+    assert (job.state, job.host, job.token, job.reserved) == (State.DISPATCHED, "h1", found.token, 70 * MIB)
+    assert (found.number, found.kind, found.reserved, job.attempt) == (job.number, "deliver", 70 * MIB, 0)
+    assert ledger.queue.pick(offer()) == []
+
+
+def test_every_dispatch_has_its_own_token(ledger: Ledger) -> None:
+    submit(ledger)
+    tokens = set()
+    for _ in range(5):
+        found = pick_one(ledger)
+        tokens.add(found.token)
+        ledger.work.recall(found.number, found.token, "again")
+    assert len(tokens) == 5
+
+
+def test_a_job_is_not_picked_before_its_time(ledger: Ledger) -> None:
+    job = start(ledger)
+    ledger.work.give_back(job, reason=Reason.RETRY, retry_in=60)
+    assert ledger.queue.pick(offer()) == []
+    alter(ledger, job.id, next_run_at=ledger.reads.job(job.id).next_run_at - 61)
+    assert picked(ledger, offer()) == [job.id]
+
+
+def test_no_more_than_the_free_slots(ledger: Ledger) -> None:
+    jobs = queued(ledger, 1, 1, 1)
+    assert picked(ledger, offer(slots=2)) == jobs[:2]
+
+
+def test_all_of_a_long_queue_is_looked_at(ledger: Ledger) -> None:
+    ledger.intake.submit([new_job(need=900 * MIB) for _ in range(250)])
+    [small] = queued(ledger, 10)
+    assert picked(ledger, offer(free=100)) == [small]
+
+
+# --- memory -------------------------------------------------------------------------------------------
+def test_what_does_not_fit_waits_and_says_so(ledger: Ledger) -> None:
+    big, small = queued(ledger, 500, 100)
+    assert picked(ledger, offer(free=300)) == [small]
+    assert ledger.reads.job(big).reason == Reason.NO_MEMORY
+    assert picked(ledger, offer(free=500)) == [big]
+
+
+def test_the_bytes_of_one_pick_are_added_up(ledger: Ledger) -> None:
+    first, _second, third = queued(ledger, 200, 200, 100)
+    assert picked(ledger, offer(free=300)) == [first, third]
+
+
+def test_a_job_that_waits_for_memory_is_passed_only_so_often(ledger: Ledger) -> None:
+    big, *small = queued(ledger, 500, 10, 10, 10)
+    assert picked(ledger, offer(free=300)) == small[:OVERTAKE_LIMIT]
+    assert picked(ledger, offer(free=300)) == []
+    assert picked(ledger, offer(free=500)) == [big]
+    assert picked(ledger, offer(free=300)) == small[OVERTAKE_LIMIT:]
+
+
+def test_passes_are_counted_over_several_picks(ledger: Ledger) -> None:
+    big, *small = queued(ledger, 500, 10, 10, 10)
+    assert picked(ledger, offer(free=300, slots=1)) == small[:1]
+    assert picked(ledger, offer(free=300, slots=1)) == small[1:2]
+    assert picked(ledger, offer(free=300, slots=1)) == []
+    assert ledger.reads.job(big).state is State.QUEUED
+
+
+def test_a_job_above_the_free_bytes_runs_alone_on_an_idle_host(ledger: Ledger) -> None:
+    big, _small = queued(ledger, 900, 10)
+    assert picked(ledger, offer(free=800)) != [big]
+    assert picked(ledger, offer(free=800, idle=True)) == [big]
+
+
+def test_nothing_joins_a_job_that_was_given_the_host_alone(ledger: Ledger) -> None:
+    big, _small = queued(ledger, 900, 10)
+    assert picked(ledger, offer(free=800, idle=True)) == [big]
+
+
+def test_a_job_larger_than_every_host_fails_and_names_the_sizes(ledger: Ledger) -> None:
+    huge, small = queued(ledger, 1001, 10)
+    assert picked(ledger, offer(idle=True)) == [small]
+    job = ledger.reads.job(huge)
+    assert (job.state, job.error_code) == (State.FAILED, "never_fits")
+    assert f"{1001 * MIB:,}" in (job.error or "")
+    assert f"{1000 * MIB:,}" in (job.error or "")
+
+
+def test_a_job_for_a_larger_host_never_stands_in_the_way_of_this_one(ledger: Ledger) -> None:
+    if ledger.database.dialect == "sqlite":
+        pytest.skip("SQLite serves one host")
+    ledger.hosts.register("h2", "second", figures(limit_bytes=4000 * MIB))
+    big, *small = queued(ledger, 3000, 10, 10, 10, 10)
+    assert picked(ledger, offer("h1")) == small
+    assert ledger.reads.job(big).state is State.QUEUED
+    assert picked(ledger, offer("h2", free=3200, limit=4000)) == [big]
+
+
+def test_a_batch_job_refused_for_memory_too_long_fails_and_one_without_a_batch_waits_on(ledger: Ledger) -> None:
+    in_batch, alone = new_job(batch_id="b", need=500 * MIB), new_job(need=500 * MIB)
+    ledger.intake.submit([in_batch], NewBatch("b", "ann", 5))
+    ledger.intake.submit([alone])
+    assert picked(ledger, offer(free=300)) == []
+    for job_id in (in_batch.id, alone.id):
+        alter(ledger, job_id, refused_since=ledger.reads.job(job_id).created_at - 301)
+    assert picked(ledger, offer(free=300)) == []
+    failed = ledger.reads.job(in_batch.id)
+    assert (failed.state, failed.error_code) == (State.FAILED, "memory_timeout")
+    assert "BATCH_TIMEOUT" in (failed.error or "")
+    assert ledger.reads.job(alone.id).state is State.QUEUED
+
+
+# --- batches ------------------------------------------------------------------------------------------
+def batch_of(ledger: Ledger, count: int, size: int, batch_id: str = "b") -> list[str]:
+    jobs = [new_job(batch_id=batch_id, need=MIB) for _ in range(count)]
+    ledger.intake.submit(jobs, NewBatch(batch_id, "ann", size))
+    return [job.id for job in jobs]
+
+
+def test_of_one_batch_only_its_size_is_out_and_others_pass_it(ledger: Ledger) -> None:
+    jobs = batch_of(ledger, 4, 2)
+    [other] = queued(ledger, 1)
+    assert picked(ledger, offer(slots=10)) == [*jobs[:2], other]
+    assert picked(ledger, offer("h2", slots=10)) == []
+
+
+def test_a_full_batch_goes_on_when_one_of_its_jobs_leaves_its_host(ledger: Ledger) -> None:
+    jobs = batch_of(ledger, 3, 1)
+    running = claim(ledger, pick_one(ledger))
+    assert picked(ledger, offer()) == []
+    ledger.work.finish(running, State.FAILED)
+    assert picked(ledger, offer()) == [jobs[1]]
+
+
+def test_a_full_batch_is_no_reason_to_stop_looking(ledger: Ledger) -> None:
+    batch_of(ledger, 150, 1, "b1")
+    [first, *_] = batch_of(ledger, 150, 1, "b2")
+    pick_one(ledger)
+    assert picked(ledger, offer()) == [first]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_two_hosts_picking_at_once_never_have_more_of_a_batch_out_than_its_size(ledger: Ledger, size: int) -> None:
+    jobs = batch_of(ledger, 14, size)
+    hosts = ("h1", "h2")
+    gate = threading.Barrier(2)
+
+    def feed(host: str) -> list[int]:
+        gate.wait()
+        out = []
+        while any(job.state is State.QUEUED for job in ledger.reads.jobs_of("b")):
+            found = ledger.queue.pick(offer(host, slots=10))
+            out.append(sum(job.state in OUT for job in ledger.reads.jobs_of("b")))
+            for one in found:
+                ledger.work.finish(claim(ledger, one), State.SUCCEEDED)
+        return out
+
+    with ThreadPoolExecutor(2) as pool:
+        most = max(out for seen in pool.map(feed, hosts) for out in seen)
+    assert 1 <= most <= size
+    assert ledger.reads.batch("b").counts == {State.SUCCEEDED: len(jobs)}
+    starts = [event for job_id in jobs for event in ledger.reads.events(job_id) if event.state == "dispatched"]
+    assert len(starts) == len(jobs)
+
+
+def test_two_hosts_picking_at_once_never_get_the_same_job(ledger: Ledger) -> None:
+    jobs = queued(ledger, *[1] * 20)
+    gate = threading.Barrier(2)
+
+    def feed(host: str) -> list[str]:
+        gate.wait()
+        taken: list[str] = []
+        while any(job.state is State.QUEUED for job in ledger.reads.jobs(jobs)):
+            taken += picked(ledger, offer(host, slots=3))
+        return taken
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(feed, ("h1", "h2"))
+    assert sorted(one + two) == sorted(jobs)
