@@ -14,6 +14,8 @@ from ncr_worker.ledger.transition import lose
 from ncr_worker.sql import Database, now
 
 _OUT = sorted(OUT)
+# A host that was reaped may pick once more before it hears of it; should it die then, nobody knows it.
+_UNKNOWN = select(job.c.host).where(job.c.state.in_(_OUT), job.c.host.not_in(select(host.c.id))).distinct()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +94,12 @@ class Hosts:
 
         def work(connection: Connection) -> list[str]:
             query = select(host.c.id).where(host.c.seen_at < now() - self.lease, host.c.id != reaper)
-            dead = list(connection.execute(query.with_for_update(skip_locked=True)).scalars())
-            for host_id in dead:
+            dead = set(connection.execute(query.with_for_update(skip_locked=True)).scalars())
+            dead |= set(connection.execute(_UNKNOWN).scalars())
+            for host_id in sorted(dead):
                 _release(connection, host_id, Reason.HOST_LOST, f"no heartbeat of {host_id} for {self.lease:g} s")
                 connection.execute(delete(host).where(host.c.id == host_id))
-            return dead
+            return sorted(dead)
 
         return self.database.transact(work)
 

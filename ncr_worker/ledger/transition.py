@@ -34,6 +34,8 @@ def move(
     values.setdefault("reason", None)
     if target not in OUT:
         values["reserved"] = 0
+    if target is State.QUEUED:
+        values["token"] = None  # whatever its last run still has to say comes too late
     if target in TERMINAL:
         values["finished_at"] = now()
     if connection.execute(statement.values(state=target.value, **values)).rowcount != 1:
