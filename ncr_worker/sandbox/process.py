@@ -122,6 +122,9 @@ class ServerProcess(ABC):
     def prepare(self) -> None:  # noqa: B027 - most servers need nothing
         """Bring the folder into the state that the server expects. Called before each start."""
 
+    def clean_up(self) -> None:  # noqa: B027 - most servers leave nothing
+        """Remove what the server leaves outside of its folder. Called after each end."""
+
     @property
     def log(self) -> Path:
         return self.folder / f"{self.name}.log"
@@ -226,6 +229,7 @@ class ServerProcess(ABC):
         process.wait()
         if survivors := _survivors(family, STOP_PATIENCE):
             raise ServerFailed(f"{self.name}: processes that cannot be killed: {survivors}")
+        self.clean_up()
 
     def _family(self) -> list[psutil.Process]:
         """The process and all that descend from it: a server's children may have left its group."""

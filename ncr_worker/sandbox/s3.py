@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 GRPC_OFFSET = 10_000
 """SeaweedFS listens on each of its ports plus this."""
+SOCKETS = Path("/tmp")
 
 
 class S3(ServerProcess):
@@ -53,6 +54,13 @@ class S3(ServerProcess):
 
     def environment(self) -> dict[str, str]:
         return {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
+
+    def clean_up(self) -> None:
+        """SeaweedFS makes these outside of its folder, wherever TMPDIR points, and leaves them there."""
+        for port in (self.port, *self._inner_ports.values()):
+            for number in (port, port + GRPC_OFFSET):
+                for left in SOCKETS.glob(f"seaweedfs-*-{number}.sock"):
+                    left.unlink(missing_ok=True)
 
     def ready(self) -> bool:
         """It answers health checks before it can store anything: only a signed PUT and GET prove it."""
