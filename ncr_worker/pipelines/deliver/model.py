@@ -14,7 +14,8 @@ from ncr_worker.validator import Verdict
 
 JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 """It is part of keys and of names on the target server."""
-Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
+"""As long as the ledger's column for it."""
 
 
 class DeliverArgs(Args):
