@@ -22,6 +22,7 @@ from ncr_worker.runner import Runner
 from ncr_worker.settings import Settings, load_settings
 from ncr_worker.worker import recycling
 from ncr_worker.worker.bootstep import FeederStep
+from ncr_worker.worker.inspection import queue_name
 
 PR_SET_PDEATHSIG = 1
 
@@ -54,13 +55,10 @@ class WorkerApp(Celery):
         self.tasks[job.kind].apply_async((job.job_id, job.token, slot), task_id=job.job_id, retry=False)
 
 
-def queue_name(settings: Settings) -> str:
-    return f"host.{settings.host}"
-
-
 def create_celery(settings: Settings | None = None) -> WorkerApp:
     """Raises ConfigError."""
     settings = settings or load_settings()
+    settings.work_folder.mkdir(parents=True, exist_ok=True)  # beat's schedule, the worker's lock, files of jobs
     app = WorkerApp("ncr_worker", broker=settings.broker_url, backend=settings.celery_result_backend or None)
     app.settings = settings
     app.conf.update(_configuration(settings))
@@ -75,7 +73,7 @@ def create_celery(settings: Settings | None = None) -> WorkerApp:
 
 
 def _add_task(app: WorkerApp, kind: str, most: int | None) -> None:
-    @app.task(name=kind)
+    @app.task(name=kind, shared=False)  # another app of this process has its own
     def run(job_id: str, token: int, slot: int) -> None:
         app.child.runner.run(kind, job_id, token, slot)
         app.child.recycling.after(kind, most)
@@ -87,7 +85,7 @@ def _die_with_parent(**_: Any) -> None:
 
 
 def _configuration(settings: Settings) -> dict[str, Any]:
-    name = queue_name(settings)
+    name = queue_name(settings.host)
     # Through the default exchange a queue needs no binding, which a FLUSHALL would take away.
     queue = Queue(name, Exchange(""), routing_key=name, queue_arguments={"x-expires": 3_600_000})
     return {
@@ -106,6 +104,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "worker_send_task_events": True,
         "worker_hijack_root_logger": False,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "beat_schedule_filename": str(settings.work_folder / "beat-schedule"),
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "broker_connection_timeout": 3,
