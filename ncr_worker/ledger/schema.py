@@ -16,7 +16,8 @@ MIGRATIONS = Path(__file__).with_name("migrations")
 
 
 def upgrade(database: Database) -> str:
-    """Bring the schema to the newest revision; its name. Safe to call again."""
+    """Bring the schema to the newest revision; its name. Safe to call again. Raises DatabaseAway."""
+    database.read(lambda _connection: None)  # Alembic would only know the driver's own error
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     with database.engine.connect() as connection:

@@ -1,0 +1,67 @@
+"""The long-running processes: API, worker, beat, Flower. Each runs in this process, in the foreground."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+commands = typer.Typer()
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@commands.command()
+def api(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: API_HOST")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; default: API_PORT")] = None,
+    reload: Annotated[bool, typer.Option("--reload", help="Start again when a source file changes")] = False,
+) -> None:
+    """Serve the HTTP API until SIGTERM or Ctrl-C."""
+    import uvicorn
+
+    from ncr_worker.cli.database import require_current
+    from ncr_worker.settings import load_settings
+
+    settings = load_settings()
+    require_current(settings)
+    uvicorn.run(
+        "ncr_worker.api:app",
+        host=host or settings.api_host,
+        port=settings.api_port if port is None else port,
+        reload=reload,
+        log_config=None,  # ncr_worker.logs does it
+    )
+
+
+@commands.command(context_settings=PASS_ON)
+def worker(context: typer.Context) -> None:
+    """Run jobs on this host until SIGTERM. Further options go to `celery worker`, see `ncr worker --help`."""
+    from ncr_worker.cli.database import require_current
+    from ncr_worker.settings import load_settings
+
+    settings = load_settings()
+    require_current(settings)
+    _celery("worker", "-n", f"ncr@{settings.host}", *context.args)
+
+
+@commands.command(context_settings=PASS_ON)
+def beat(context: typer.Context) -> None:
+    """Submit what is due by schedule. Two of them do no harm. Further options go to `celery beat`."""
+    _celery("beat", *context.args)
+
+
+@commands.command(context_settings=PASS_ON)
+def flower(context: typer.Context) -> None:
+    """Serve Flower, the dashboard of Celery. Further options go to `celery flower`."""
+    from ncr_worker.settings import load_settings
+
+    settings = load_settings()
+    _celery("flower", f"--address={settings.api_host}", f"--port={settings.flower_port}", *context.args)
+
+
+def _celery(*arguments: str) -> None:
+    """Run a command of Celery in this process; its exit code is ours."""
+    from ncr_worker.worker import app
+
+    raise typer.Exit(app.start(list(arguments)) or 0)
