@@ -8,7 +8,7 @@ import typer
 
 commands = typer.Typer()
 
-PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @commands.command()
@@ -36,7 +36,7 @@ def api(
 
 @commands.command(context_settings=PASS_ON)
 def worker(context: typer.Context) -> None:
-    """Run jobs on this host until SIGTERM. Further options go to `celery worker`, see `ncr worker --help`."""
+    """Run jobs on this host until SIGTERM. Further options go to `celery worker`, see `celery worker --help`."""
     from ncr_worker.cli.database import require_current
     from ncr_worker.settings import load_settings
 

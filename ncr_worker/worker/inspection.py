@@ -9,6 +9,7 @@ from typing import Any
 
 from celery import Celery
 from kombu import Connection
+from kombu.exceptions import OperationalError
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class Inspector:
             try:
                 queues = {host: _depth(connection, host) for host in hosts}
                 return self._ask(connection, queues)
-            except (*connection.connection_errors, *connection.channel_errors) as error:
+            except (OperationalError, *connection.connection_errors, *connection.channel_errors) as error:
                 log.warning("the broker does not answer: %s", error)
                 return Seen(False, dict.fromkeys(hosts))
 

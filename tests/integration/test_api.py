@@ -359,6 +359,7 @@ def test_without_redis_jobs_are_taken_in_and_shown(small: Settings) -> None:
         assert client.post("/process-batch", json=[order(2)]).status_code == 202
         start(app)
         assert status(client, task_id)["status"] == "processing"
+        assert client.get("/celery-stats").json()["broker"] == "disconnected"
         app.ledger.hosts.register(HOST, "life-1", FIGURES)
         health = client.get("/health")
         assert (health.status_code, health.json()["status"]) == (200, "degraded")
