@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ncr_worker.sandbox.demo import Outcome
     from ncr_worker.sandbox.launcher import Sandbox
 
 commands = typer.Typer()
@@ -26,7 +25,8 @@ SANDBOX_JOBS = 4
 @commands.command()
 def sandbox(folder: Folder = DEFAULT_FOLDER) -> None:
     """Start Redis, S3, SFTP, validator, API, worker, beat and Flower on free ports; Ctrl-C stops all of it."""
-    with _sandbox(folder) as (running, console):
+
+    def use(running: Sandbox, console: Console) -> None:
         from ncr_worker.sandbox import addresses, samples
 
         jobs = samples.sample_jobs(SANDBOX_JOBS)
@@ -34,6 +34,8 @@ def sandbox(folder: Folder = DEFAULT_FOLDER) -> None:
         console.print(addresses.table(running))
         console.print(addresses.usage(running, jobs), soft_wrap=True)
         running.watch()
+
+    _in_sandbox(folder, use)
 
 
 @commands.command()
@@ -43,25 +45,29 @@ def demo(
     folder: Folder = DEFAULT_FOLDER,
 ) -> None:
     """Deliver made-up products through a sandbox, watch them, and prove that all of it arrived."""
-    outcome = None
-    with _sandbox(folder) as (running, console):
+    outcome: Outcome | None = None
+
+    def use(running: Sandbox, console: Console) -> None:
         from ncr_worker.sandbox import addresses
         from ncr_worker.sandbox.demo import run
 
+        nonlocal outcome
         outcome = run(running, jobs, console)
         if keep:
-            typer.echo(outcome)
+            console.print(str(outcome), highlight=False)
             console.print(addresses.table(running))
+            console.print("Ctrl-C stops all and removes it.", style="bold")
             running.watch()
+
+    number = _in_sandbox(folder, use)
     if outcome is None:
-        raise typer.Exit(128 + signal.SIGINT)  # stopped before there was anything to tell
+        raise typer.Exit(128 + number)
     typer.echo(outcome)
     raise typer.Exit(outcome.exit_code)
 
 
-@contextmanager
-def _sandbox(folder: Path) -> Iterator[tuple[Sandbox, Console]]:
-    """A running sandbox. A signal to stop ends the `with` block, and is no error."""
+def _in_sandbox(folder: Path, use: Callable[[Sandbox, Console], None]) -> int:
+    """Call `use` with a running sandbox; the signal that ended it, or 0. Raises NcrError."""
     from rich.console import Console
 
     from ncr_worker.errors import ConfigError
@@ -80,6 +86,8 @@ def _sandbox(folder: Path) -> Iterator[tuple[Sandbox, Console]]:
     try:
         with running(folder, say) as sandbox:
             say(f"all parts are up after {time.monotonic() - began:.1f} s")
-            yield sandbox, console
+            use(sandbox, console)
     except Stopped as stopped:
         say(f"{stopped}: all parts have ended, {folder} is removed")
+        return stopped.number
+    return 0
