@@ -152,6 +152,8 @@ def test_the_sandbox_serves_other_shells_until_it_is_interrupted(tmp_path: Path)
             sandbox.output.splitlines()
         )
         sandbox.assert_nothing_is_left(ports)
+        s3_port = settings["S3_ENDPOINT_URL"].rpartition(":")[2]
+        assert not list(Path("/tmp").glob(f"seaweedfs-*{s3_port}.sock"))  # it makes them outside of its folder
 
 
 def test_sigterm_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
