@@ -74,11 +74,12 @@ class Inspector:
     def look(self, hosts: Sequence[str]) -> Seen:
         """Ask the workers of these hosts. Never raises because one, or the broker, does not answer."""
         connection: Connection = self._celery.connection_for_write()
+        away: tuple[type[BaseException], ...] = (OperationalError, *connection.connection_errors, *connection.channel_errors)
         with connection:
             try:
                 queues = {host: _depth(connection, host) for host in hosts}
                 return self._ask(connection, queues)
-            except (OperationalError, *connection.connection_errors, *connection.channel_errors) as error:
+            except away as error:
                 log.warning("the broker does not answer: %s", error)
                 return Seen(False, dict.fromkeys(hosts))
 
