@@ -74,7 +74,8 @@ class Inspector:
     def look(self, hosts: Sequence[str]) -> Seen:
         """Ask the workers of these hosts. Never raises because one, or the broker, does not answer."""
         connection: Connection = self._celery.connection_for_write()
-        away: tuple[type[BaseException], ...] = (OperationalError, *connection.connection_errors, *connection.channel_errors)
+        errors = (*connection.connection_errors, *connection.channel_errors)
+        away: tuple[type[BaseException], ...] = (OperationalError, *errors)
         with connection:
             try:
                 queues = {host: _depth(connection, host) for host in hosts}
