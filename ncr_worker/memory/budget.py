@@ -21,14 +21,14 @@ class Budget:
         """The host now, with jobs in the slots `held`."""
         reading = self.domain.read()
         slots = {index: self.slots.read(index) for index in held}
-        observed = sum(self.slots.sample(index) for index, slot in slots.items() if slot.phase is Phase.RUNNING)
-        others = max(reading.anonymous - observed, 0)
+        observed = {index: self.slots.sample(index) for index, slot in slots.items() if slot.phase is Phase.RUNNING}
+        others = max(reading.anonymous - sum(observed.values()), 0)
         return HostFigures(
             limit_bytes=reading.limit,
             limit_source=reading.source,
             budget=max(int(reading.limit * self.share) - others, 0),
             others=others,
-            reserved=sum(slot.reserved for slot in slots.values()),
+            reserved=sum(max(slot.reserved, observed.get(index, 0)) for index, slot in slots.items()),
             slots=self.slots.count,
             running=len(slots),
         )

@@ -40,8 +40,8 @@ class Domain:
 
     def _groups(self) -> Iterator[Reading]:
         for line in _lines(self.root / "proc/self/cgroup"):
-            _, controllers, path = line.split(":", 2)
-            if controllers == "":
+            controllers, colon, path = line.partition(":")[2].partition(":")
+            if colon and not controllers:
                 yield from self._ancestors("sys/fs/cgroup", path, "cgroup v2", "memory.max", "anon")
             elif "memory" in controllers.split(","):
                 yield from self._ancestors(
@@ -55,7 +55,7 @@ class Domain:
             folder = top
         while True:
             text = next(_lines(folder / limit_file), "max")
-            if text != "max" and int(text) < NO_LIMIT:
+            if text.isdecimal() and int(text) < NO_LIMIT:
                 yield Reading(int(text), source, _fields(folder / "memory.stat").get(field, 0))
             if folder == top:
                 return
@@ -69,7 +69,7 @@ def rss_anon(pid: int) -> int:
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        yield from path.read_text().splitlines()
+        yield from path.read_text(errors="surrogateescape").splitlines()  # names of groups are bytes
     except OSError:
         return
 
@@ -77,4 +77,4 @@ def _lines(path: Path) -> Iterator[str]:
 def _fields(path: Path) -> dict[str, int]:
     """`name 123 …` lines of a kernel file."""
     pairs = (line.split() for line in _lines(path))
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) > 1 and pair[1].isdigit()}
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) > 1 and pair[1].isdecimal()}

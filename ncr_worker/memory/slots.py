@@ -14,7 +14,9 @@ from enum import IntEnum
 
 from ncr_worker.memory.domain import rss_anon
 
-_SLOT = struct.Struct("=7q")  # token, pid, reserved, peak, phase, order, baseline: eight bytes each, aligned
+# phase, token, pid, reserved, peak, order, baseline: eight bytes each, aligned. The phase is read first and written
+# last: what a child wrote before it is then there too.
+_SLOT = struct.Struct("=7q")
 
 
 class Phase(IntEnum):
@@ -53,7 +55,7 @@ class Slots:
         """Readable when a child has written; also rung by whoever has news for the feeder."""
 
     def read(self, index: int) -> Slot:
-        token, pid, reserved, peak, phase, order, baseline = _SLOT.unpack_from(self._memory, index * _SLOT.size)
+        phase, token, pid, reserved, peak, order, baseline = _SLOT.unpack_from(self._memory, index * _SLOT.size)
         return Slot(token, pid, reserved, peak, Phase(phase), Order(order), baseline)
 
     def ring(self) -> None:
@@ -79,11 +81,11 @@ class Slots:
         """Anonymous bytes that the running job uses now; its peak is kept in the slot."""
         slot = self.read(index)
         used = max(rss_anon(slot.pid) - slot.baseline, 0)
-        self.put(index, 3, max(used, slot.peak))
+        self.put(index, 4, max(used, slot.peak))
         return used
 
     def _write(self, index: int, slot: Slot) -> None:
-        values = (slot.token, slot.pid, slot.reserved, slot.peak, slot.phase, slot.order, slot.baseline)
+        values = (slot.phase, slot.token, slot.pid, slot.reserved, slot.peak, slot.order, slot.baseline)
         _SLOT.pack_into(self._memory, index * _SLOT.size, *values)
 
     def put(self, index: int, field: int, value: int) -> None:
@@ -112,18 +114,18 @@ class JobSlot:
 
     def begin(self, baseline: int) -> None:
         """This process runs the job. `baseline`: its anonymous bytes before its first job."""
-        self._slots.put(self._index, 1, os.getpid())
+        self._slots.put(self._index, 2, os.getpid())
         self._slots.put(self._index, 6, baseline)
         self._phase(Phase.RUNNING)
 
     def lower(self, need: int) -> None:
         """The stage that runs now needs only so much; the reservation never grows this way."""
-        self._slots.put(self._index, 2, min(need, self.reserved))
+        self._slots.put(self._index, 3, min(need, self.reserved))
         self._slots.ring()
 
     def leave(self, *, clean: bool) -> None:
         self._phase(Phase.LEFT if clean else Phase.LEFT_DIRTY)
 
     def _phase(self, phase: Phase) -> None:
-        self._slots.put(self._index, 4, phase)
+        self._slots.put(self._index, 0, phase)
         self._slots.ring()
