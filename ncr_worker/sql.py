@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Dialect, Double, Engine, Text, create_engine, event
@@ -186,6 +187,7 @@ def _create(url: URL, pool_size: int) -> Engine:
     options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 5}
     if backend == "sqlite":
         options["connect_args"] = {"timeout": 30, "check_same_thread": False}
+        _make_folder(url)
     elif backend == "mysql":
         options |= {"isolation_level": "READ COMMITTED", "pool_pre_ping": True, "pool_recycle": 1800}
         options["connect_args"] = {"connect_timeout": 3, "read_timeout": 60, "write_timeout": 60}
@@ -197,6 +199,14 @@ def _create(url: URL, pool_size: int) -> Engine:
         event.listen(engine, "connect", _sqlite_connected)
         event.listen(engine, "begin", _sqlite_begin)
     return engine
+
+
+def _make_folder(url: URL) -> None:
+    if url.database and url.database != ":memory:":
+        try:
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError("DATABASE_URL", f"{error}", "Name a folder that can be written") from error
 
 
 def _sqlite_connected(connection: Any, _record: Any) -> None:
