@@ -63,7 +63,7 @@ class Runner:
             run.folder.mkdir(parents=True, exist_ok=True)
             result = self._fold(run, claim)
         except Exception as error:  # noqa: BLE001 - the one place that decides what an error means for its job
-            self._conclude(run, error)
+            self._conclude(run, self._overruled(run, error))
         else:
             self._finish(run, State.SUCCEEDED, result=result.model_dump(mode="json"))
 
@@ -121,6 +121,15 @@ class Runner:
                     log.warning("try %d of %d failed, next in %.1f s: %s", tries, stage.attempts, pause, error)
                     run.show(State.RUNNING, message=str(error))
             run.wait(min(pause, 30.0))
+
+    def _overruled(self, run: ActiveRun, error: Exception) -> Exception:
+        """A person's cancel goes before any wish to come back later: only so is it cleaned up outside."""
+        if isinstance(error, GivenBack | Transient | MemoryError):
+            try:
+                self.ledger.work.confirm(run.job)
+            except (Cancelled, LostOwnership) as order:
+                return order
+        return error
 
     def _conclude(self, run: ActiveRun, error: Exception) -> None:
         match error:
