@@ -1,0 +1,483 @@
+"""The runner on a real ledger with small pipelines: whatever a stage does, the job ends up where it should."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine import Children, Tally, WorkerHost, pipeline, step, worker_host
+from ledgers import alter, claim, holds
+
+from ncr_worker.errors import Busy, GivenBack, NcrError, Rejected, Transient
+from ncr_worker.job import Event, Job, Reason, State
+from ncr_worker.ledger import Checkpoint
+from ncr_worker.memory.slots import Order, Phase
+from ncr_worker.pipeline import MIB
+from ncr_worker.sql import Database, DatabaseAway
+
+Work = Callable[[Any, Tally], object]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[WorkerHost]:
+    with worker_host(tmp_path) as host:
+        yield host
+
+
+def raising(*errors: BaseException) -> Work:
+    """Raises these, one at each call, then does nothing."""
+    left = list(errors)
+
+    def work(_run: Any, _parcel: Tally) -> None:
+        if left:
+            raise left.pop(0)
+
+    return work
+
+
+def soon(**options: Any) -> Transient:
+    return Transient("S3 is away", code="s3_unavailable", **{"retry_in": 0.0} | options)
+
+
+def noting(ran: list[str], name: str) -> Work:
+    """Adds the name to the list."""
+    return lambda _run, _parcel: ran.append(name)
+
+
+def folder(host: WorkerHost, job: Job) -> Path:
+    return host.settings.jobs_folder / job.id
+
+
+def due(host: WorkerHost, job: Job) -> None:
+    alter(host.ledger, job.id, next_run_at=0.0)
+
+
+def pause(host: WorkerHost) -> float:
+    return host.ledger.queue.next_due() or 0.0
+
+
+def states(events: list[Event]) -> list[str]:
+    return [event.state for event in events]
+
+
+# --- the way through ----------------------------------------------------------------------------------
+def test_a_job_goes_through_its_stages_and_keeps_the_result(host: WorkerHost) -> None:
+    host.submit(args={"text": "hello"})
+    job = host.run(pipeline(step("plan"), step("fetch"), step("pack")))
+    assert (job.state, job.attempt, job.stage, job.error) == (State.SUCCEEDED, 1, "pack", None)
+    assert job.result == {"args": {"text": "hello"}, "done": ["plan", "fetch", "pack"]}
+    trail = [(event.state, event.stage) for event in host.ledger.reads.events(job.id)]
+    assert trail[2:] == [("running", "plan"), ("running", "fetch"), ("running", "pack"), ("succeeded", "pack")]
+
+
+def test_a_stage_has_a_folder_of_its_own_and_nothing_of_it_stays(host: WorkerHost) -> None:
+    def work(run: Any, _parcel: Tally) -> None:
+        (run.folder / "model.glb").write_text("glTF")
+
+    host.submit()
+    job = host.run(pipeline(step("fetch", work)))
+    assert job.state is State.SUCCEEDED
+    assert list(host.settings.jobs_folder.iterdir()) == []
+
+
+def test_the_peak_of_a_run_is_kept(host: WorkerHost) -> None:
+    blocks: list[bytearray] = []
+
+    def work(_run: Any, _parcel: Tally) -> None:
+        blocks.append(bytearray(b"x" * (48 * MIB)))
+        host.slots.sample(0)
+
+    host.submit()
+    job = host.run(pipeline(step("pack", work)))
+    blocks.clear()
+    assert 40 * MIB < (job.peak or 0) < 70 * MIB
+
+
+def test_a_doubled_or_stale_message_leaves_no_trace(host: WorkerHost) -> None:
+    kind = pipeline(step("plan"))
+    host.submit()
+    picked = host.pick()
+    host.runner(kind).run("tally", picked.job_id, picked.token, 0)
+    host.slots.arm(0, 99, MIB)  # the slot has another job by now
+    ended, trail = host.ledger.reads.job(picked.job_id), host.ledger.reads.events(picked.job_id)
+    for token in (picked.token, picked.token + 1):
+        host.runner(kind).run("tally", picked.job_id, token, 0)
+    assert host.ledger.reads.job(picked.job_id) == ended
+    assert host.ledger.reads.events(picked.job_id) == trail
+    assert (host.slots.read(0).token, host.slots.read(0).phase) == (99, Phase.SENT)
+    assert not (host.settings.jobs_folder / picked.job_id).exists()
+
+
+def test_connectors_are_built_once_and_closed_with_the_runner(host: WorkerHost) -> None:
+    class Connector:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    built: list[Connector] = []
+
+    def connect(_settings: object) -> Connector:
+        built.append(Connector())
+        return built[-1]
+
+    kind = pipeline(step("plan", lambda run, _: run.use(connect)), step("fetch", lambda run, _: run.use(connect)))
+    host.submit()
+    picked = host.pick()
+    runner = host.runner(kind)
+    runner.run("tally", picked.job_id, picked.token, 0)
+    assert len(built) == 1
+    assert not built[0].closed
+    runner.connectors.close()
+    assert built[0].closed
+
+
+# --- resume -------------------------------------------------------------------------------------------
+def stopped_after(host: WorkerHost, *stages: Any) -> Job:
+    """A job that went through `stages` and was then given back for a busy target, its folder left."""
+    busy = raising(GivenBack("busy", reason=Reason.TARGET_BUSY))
+    host.submit()
+    job = host.run(pipeline(*stages, step("last", busy)))
+    assert job.state is State.QUEUED
+    return job
+
+
+def second_run(host: WorkerHost, *stages: Any) -> tuple[Job, list[str]]:
+    """The job again, and the stages that really ran in this second run."""
+    ran: list[str] = []
+    again = [step(s.name, noting(ran, s.name), local=s.local, intact=s.intact) for s in stages]
+    return host.run(pipeline(*again, step("last", noting(ran, "last")))), ran
+
+
+def test_a_second_run_starts_after_the_last_checkpoint(host: WorkerHost) -> None:
+    stages = (step("plan"), step("fetch"))
+    stopped_after(host, *stages)
+    job, ran = second_run(host, *stages)
+    assert ran == ["last"]
+    assert job.result is not None
+    assert job.result["done"] == ["plan", "fetch", "last"]
+
+
+@pytest.mark.parametrize(("intact", "expected"), [(True, ["last"]), (False, ["fetch", "last"])])
+def test_a_local_checkpoint_counts_while_its_files_are_whole(
+    host: WorkerHost, intact: bool, expected: list[str]
+) -> None:
+    def is_intact(run: Any, _parcel: Tally) -> bool:
+        return intact and run.folder.is_dir()
+
+    stages = (step("plan"), step("fetch", local=True, intact=is_intact))
+    stopped_after(host, *stages)
+    _job, ran = second_run(host, *stages)
+    assert ran == expected
+
+
+def test_on_another_host_a_run_starts_after_the_last_checkpoint_without_files(host: WorkerHost, tmp_path: Path) -> None:
+    stages = (step("plan"), step("fetch", local=True, intact=lambda _r, _p: True), step("pack", local=True))
+    stopped_after(host, *stages)
+    elsewhere = host.settings.model_copy(update={"host_id": "h2"})
+    _job, ran = second_run(WorkerHost(elsewhere, host.ledger.database), *stages)
+    assert ran == ["fetch", "pack", "last"]
+
+
+def test_a_checkpoint_of_an_unknown_stage_is_passed_over(host: WorkerHost) -> None:
+    stopped_after(host, step("plan"), step("renamed"))
+    _job, ran = second_run(host, step("plan"), step("fetch"))
+    assert ran == ["fetch", "last"]
+
+
+def test_each_stage_sees_what_the_one_before_made_also_after_a_resume(host: WorkerHost) -> None:
+    seen: list[tuple[str, ...]] = []
+    stages = (step("plan"), step("fetch"))
+    stopped_after(host, *stages)
+    host.run(pipeline(*stages, step("last", lambda _run, parcel: seen.append(parcel.done))))
+    assert seen == [("plan", "fetch")]
+
+
+# --- errors -------------------------------------------------------------------------------------------
+def test_an_error_that_passes_is_tried_again_in_place(host: WorkerHost) -> None:
+    host.submit()
+    job = host.run(pipeline(step("fetch", raising(soon(), soon()), attempts=3)))
+    assert (job.state, job.attempt) == (State.SUCCEEDED, 1)
+
+
+def test_a_database_of_a_stage_that_is_away_for_a_moment_is_such_an_error(host: WorkerHost) -> None:
+    host.submit()
+    away = DatabaseAway("the catalog does not answer", retry_in=0.0)
+    assert host.run(pipeline(step("plan", raising(away), attempts=2))).state is State.SUCCEEDED
+
+
+def test_an_error_that_stays_costs_an_attempt_and_waits_longer_each_time(host: WorkerHost) -> None:
+    host.submit(max_attempts=3)
+    kind = pipeline(step("plan"), step("fetch", raising(*[soon()] * 9), attempts=1))
+    pauses = []
+    for attempt in (1, 2):
+        job = host.run(kind)
+        assert (job.state, job.reason, job.attempt) == (State.QUEUED, Reason.RETRY, attempt)
+        assert (job.error_code, job.error) == ("s3_unavailable", "S3 is away")
+        pauses.append(pause(host))
+        due(host, job)
+    assert pauses == [pytest.approx(30, abs=5), pytest.approx(60, abs=5)]
+    job = host.run(kind)
+    assert (job.state, job.attempt, job.error_code) == (State.FAILED, 3, "s3_unavailable")
+    assert job.error == "gave up after 3 attempts: S3 is away"
+
+
+def test_the_wait_that_the_other_side_asks_for_is_the_least(host: WorkerHost) -> None:
+    host.submit()
+    host.run(pipeline(step("validate", raising(soon(retry_in=500.0)), attempts=1)))
+    assert pause(host) == pytest.approx(500, abs=10)
+
+
+@pytest.mark.parametrize(
+    "error", [Rejected("no such sku", code="unknown_sku"), NcrError("odd", code="odd"), Busy("full", code="full")]
+)
+def test_an_error_that_no_retry_can_help_ends_the_job_at_once(host: WorkerHost, error: NcrError) -> None:
+    host.submit()
+    job = host.run(pipeline(step("plan", raising(error), attempts=5)))
+    assert (job.state, job.attempt, job.error_code, job.error) == (State.FAILED, 1, error.code, str(error))
+    assert not folder(host, job).exists()
+
+
+def test_a_bug_fails_the_job_with_a_reference_to_the_logged_traceback(
+    host: WorkerHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    host.submit()
+    job = host.run(pipeline(step("plan", raising(ZeroDivisionError("secret detail")))))
+    assert (job.state, job.error_code) == (State.FAILED, "internal_error")
+    assert job.error is not None
+    assert "secret" not in job.error
+    assert "Traceback" not in job.error
+    reference = job.error.split()[-1]
+    [record] = [record for record in caplog.records if record.exc_info]
+    assert reference in record.getMessage()
+    assert "secret detail" in str(record.exc_info)
+
+
+def test_arguments_that_no_longer_fit_the_pipeline_fail_the_job(host: WorkerHost) -> None:
+    host.submit(args={"unknown": 1})
+    job = host.run(pipeline(step("plan")))
+    assert (job.state, job.error_code) == (State.FAILED, "internal_error")
+
+
+def test_running_out_of_memory_is_this_jobs_trouble_alone(host: WorkerHost) -> None:
+    host.submit(max_attempts=2)
+    kind = pipeline(step("pack", raising(MemoryError(), MemoryError())))
+    job = host.run(kind)
+    assert (job.state, job.reason, job.error_code) == (State.QUEUED, Reason.RETRY, "out_of_memory")
+    due(host, job)
+    assert host.run(kind).state is State.FAILED
+    assert host.slots.read(0).phase is Phase.LEFT
+
+
+def test_a_ledger_that_is_away_leaves_the_slot_dirty(host: WorkerHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_arguments: object, **_options: object) -> None:
+        raise DatabaseAway("the database does not answer")
+
+    host.submit()
+    picked = host.pick()
+    monkeypatch.setattr(host.ledger.work, "finish", away)
+    with pytest.raises(DatabaseAway):
+        host.runner(pipeline(step("plan"))).run("tally", picked.job_id, picked.token, 0)
+    assert host.slots.read(0).phase is Phase.LEFT_DIRTY
+    assert host.ledger.reads.job(picked.job_id).state is State.RUNNING
+
+
+# --- orders -------------------------------------------------------------------------------------------
+def ordered(host: WorkerHost, order: Order) -> Work:
+    """Gets this order in the middle of a stage, and reports progress as every stage does."""
+
+    def work(run: Any, _parcel: Tally) -> None:
+        (run.folder / "half").touch()
+        if order is Order.CANCEL:
+            host.ledger.intake.cancel(run.job.id, actor="ann")
+        host.slots.order(0, order)
+        run.advance(files=1)
+        raise AssertionError("the order was not obeyed")
+
+    return work
+
+
+def test_a_job_that_is_cancelled_stops_and_cleans_up(host: WorkerHost) -> None:
+    host.submit(exclusive_key="target")
+    job = host.run(pipeline(step("fetch", ordered(host, Order.CANCEL))))
+    assert (job.state, job.error_code) == (State.CANCELLED, "cancelled")
+    assert not folder(host, job).exists()
+    assert holds(host.ledger) == {}
+    assert host.slots.read(0).phase is Phase.LEFT
+
+
+def test_a_job_that_is_given_back_costs_no_attempt_and_leaves_no_files(host: WorkerHost) -> None:
+    host.submit()
+    job = host.run(pipeline(step("plan"), step("fetch", ordered(host, Order.GIVE_BACK))))
+    assert (job.state, job.reason, job.attempt) == (State.QUEUED, Reason.GIVEN_BACK, 0)
+    assert pause(host) == 0
+    assert not folder(host, job).exists()
+
+
+def test_a_job_that_is_not_ours_any_more_is_left_alone(host: WorkerHost) -> None:
+    host.submit()
+    job = host.run(pipeline(step("fetch", ordered(host, Order.LOST))))
+    assert job.state is State.RUNNING  # whoever ordered this knows better
+    assert host.slots.read(0).phase is Phase.LEFT
+
+
+def test_orders_are_obeyed_between_two_tries_too(host: WorkerHost) -> None:
+    def work(_run: Any, _parcel: Tally) -> None:
+        host.slots.order(0, Order.GIVE_BACK)
+        raise soon(retry_in=3600.0)
+
+    host.submit()
+    assert host.run(pipeline(step("validate", work, attempts=3))).reason == Reason.GIVEN_BACK
+
+
+def test_a_cancel_is_noticed_between_stages_without_any_order(host: WorkerHost) -> None:
+    ran: list[str] = []
+    plan = step("plan", lambda run, _parcel: host.ledger.intake.cancel(run.job.id, actor="ann"))
+    host.submit()
+    job = host.run(pipeline(plan, step("fetch", noting(ran, "fetch"))))
+    assert job.state is State.CANCELLED
+    assert ran == []
+
+
+def test_ownership_is_asked_of_the_ledger_before_an_outside_effect(host: WorkerHost) -> None:
+    outside: list[str] = []
+
+    def publish(run: Any, _parcel: Tally) -> None:
+        host.ledger.work.lost(run.job.number, run.job.token, "no heartbeat")
+        run.confirm_ownership()
+        outside.append("published")
+
+    host.submit()
+    job = host.run(pipeline(step("publish", publish)))
+    assert outside == []
+    assert (job.state, job.reason) == (State.QUEUED, Reason.WORKER_LOST)
+
+
+def test_a_run_that_was_replaced_does_not_end_the_job(host: WorkerHost) -> None:
+    def slow(run: Any, _parcel: Tally) -> None:
+        host.ledger.work.lost(run.job.number, run.job.token, "no heartbeat")
+
+    host.submit()
+    job = host.run(pipeline(step("fetch", slow)))
+    assert job.state is State.QUEUED
+    assert "succeeded" not in states(host.ledger.reads.events(job.id))
+
+
+def test_a_target_that_another_job_holds_is_waited_for(host: WorkerHost) -> None:
+    host.submit(kind="other", exclusive_key="target")
+    claim(host.ledger, host.pick())
+    kind = pipeline(step("publish", lambda run, _parcel: run.hold("target")))
+    host.submit()
+    job = host.run(kind)
+    assert (job.state, job.reason, job.attempt) == (State.QUEUED, Reason.TARGET_BUSY, 0)
+    assert pause(host) == pytest.approx(2, abs=1)
+
+
+# --- memory -------------------------------------------------------------------------------------------
+def test_a_stage_that_needs_more_yields_with_its_need_and_costs_no_attempt(host: WorkerHost) -> None:
+    host.submit(need=100 * MIB)
+    kind = pipeline(step("plan"), step("pack", memory=lambda _parcel: 300 * MIB), memory=100 * MIB)
+    job = host.run(kind)
+    assert (job.state, job.reason, job.attempt, job.need) == (State.QUEUED, Reason.YIELDED, 0, 300 * MIB)
+    job = host.run(kind)
+    assert (job.state, job.attempt) == (State.SUCCEEDED, 1)
+    running = [event.stage for event in host.ledger.reads.events(job.id) if event.state == "running"]
+    assert running == ["plan", "pack", "pack"]
+
+
+def test_a_stage_that_needs_less_lowers_the_charge(host: WorkerHost) -> None:
+    charged: list[int] = []
+    look = step("upload", lambda _r, _p: charged.append(host.slots.read(0).reserved), memory=lambda _parcel: 10 * MIB)
+    host.submit(need=100 * MIB)
+    assert host.run(pipeline(look, memory=100 * MIB)).state is State.SUCCEEDED
+    assert charged == [10 * MIB]
+
+
+# --- cleaning up outside ------------------------------------------------------------------------------
+def with_abandon(host: WorkerHost, work: Work) -> tuple[Job, list[tuple[str, ...]]]:
+    abandoned: list[tuple[str, ...]] = []
+
+    def abandon(run: Any, parcel: Tally) -> None:
+        assert holds(host.ledger), "the key is held until everything is clean"
+        abandoned.append(parcel.done)
+
+    host.submit(exclusive_key="target", max_attempts=2)
+    return host.run(pipeline(step("plan"), step("upload", work, attempts=1), abandon=abandon)), abandoned
+
+
+def test_a_job_that_fails_is_cleaned_up_outside_first(host: WorkerHost) -> None:
+    job, abandoned = with_abandon(host, raising(Rejected("no")))
+    assert job.state is State.FAILED
+    assert abandoned == [("plan",)]
+
+
+def test_a_job_that_is_cancelled_is_cleaned_up_outside_too(host: WorkerHost) -> None:
+    job, abandoned = with_abandon(host, ordered(host, Order.CANCEL))
+    assert job.state is State.CANCELLED
+    assert abandoned == [("plan",)]
+
+
+@pytest.mark.parametrize("work", [raising(), raising(soon()), raising(GivenBack("", reason=Reason.TARGET_BUSY))])
+def test_a_job_that_succeeds_or_comes_back_is_not_cleaned_up(host: WorkerHost, work: Work) -> None:
+    _job, abandoned = with_abandon(host, work)
+    assert abandoned == []
+
+
+def test_a_job_asked_to_stop_while_its_stage_fails_is_cleaned_up(host: WorkerHost) -> None:
+    def work(run: Any, _parcel: Tally) -> None:
+        host.ledger.intake.cancel(run.job.id, actor="ann")
+        raise soon()
+
+    job, abandoned = with_abandon(host, work)
+    assert job.state is State.CANCELLED
+    assert abandoned == [("plan",)]
+    assert not folder(host, job).exists()
+
+
+def test_a_failing_clean_up_does_not_hide_why_the_job_ended(host: WorkerHost, caplog: pytest.LogCaptureFixture) -> None:
+    def abandon(_run: Any, _parcel: Tally) -> None:
+        raise OSError("SFTP is away")
+
+    host.submit()
+    job = host.run(pipeline(step("plan", raising(Rejected("no", code="unknown_sku"))), abandon=abandon))
+    assert (job.state, job.error_code) == (State.FAILED, "unknown_sku")
+    assert any("clean up" in record.message for record in caplog.records if record.levelno == logging.ERROR)
+
+
+def test_after_too_many_deaths_the_last_run_only_cleans_up(host: WorkerHost) -> None:
+    job_id = host.submit(max_attempts=1, exclusive_key="target")
+    job = claim(host.ledger, host.pick())
+    host.ledger.work.enter(job, "upload", done=Checkpoint(0, "plan", None, Tally(args={}).model_dump_json()))
+    assert job.token is not None
+    host.ledger.work.lost(job.number, job.token, "process 17 died")
+    alter(host.ledger, job_id, next_run_at=0.0)
+    done: list[str] = []
+    kind = pipeline(
+        step("plan"),
+        step("upload", noting(done, "upload")),
+        abandon=noting(done, "abandon"),
+    )
+    failed = host.run(kind)
+    assert done == ["abandon"]
+    assert (failed.state, failed.error_code) == (State.FAILED, "worker_lost")
+    assert "process 17 died" in (failed.error or "")
+
+
+# --- the whole in a child -----------------------------------------------------------------------------
+def test_a_forked_child_runs_a_job_with_connections_of_its_own(host: WorkerHost) -> None:
+    host.submit()
+    picked = host.pick()
+    host.ledger.database.survive_forks()
+
+    def work() -> None:
+        child = WorkerHost(host.settings, Database(host.settings.ledger_url))
+        child.slots = host.slots
+        child.runner(pipeline(step("plan"))).run("tally", picked.job_id, picked.token, 0)
+
+    children = Children()
+    assert children.wait(children.start(work)) == 0
+    assert host.ledger.reads.job(picked.job_id).state is State.SUCCEEDED
+    assert host.slots.read(0).phase is Phase.LEFT
