@@ -1,5 +1,5 @@
 # Needs Python >= 3.11 with venv, make and git. Package indexes are taken from the environment, as pip and uv do.
-PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3,$(shell \
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 UV_VERSION := 0.13.9
 VENV := .venv
@@ -13,6 +13,8 @@ LAYERS := tests/unit/test_layers.py
 # Only the interpreter that made the virtualenv is used, and nothing outside the project is touched.
 export UV_PYTHON_DOWNLOADS := never
 export UV_PROJECT_ENVIRONMENT := $(VENV)
+# A company's own certificate authority is in the system's store, as pip and git expect it.
+export UV_SYSTEM_CERTS ?= 1
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
