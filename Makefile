@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(VENV)/uv-$(UV_VERSION)/bin/uv
 STAMP := $(VENV)/synced
-SCRIPTS := .ci/run $(wildcard *.sh scripts/*)
+SCRIPTS := .ci/run $(wildcard *.sh scripts/* benchmarks/*.sh)
 DOCKERFILES := $(wildcard Dockerfile)
 LAYERS := tests/unit/test_layers.py
 
@@ -18,11 +18,11 @@ export UV_SYSTEM_CERTS ?= 1
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast demo sandbox check format lock clean
+.PHONY: help setup test test-fast bench-delivery demo sandbox check format lock clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
-		printf '  make %-10s %s\n' "$$target" "$$text"; done
+		printf '  make %-14s %s\n' "$$target" "$$text"; done
 
 setup: $(STAMP) ## Make or update .venv from uv.lock (a no-op when nothing has changed)
 
@@ -38,6 +38,11 @@ test: setup ## Run every test, on real servers (ARGS="-k name" is passed to pyte
 
 test-fast: setup ## Run the unit tests only: seconds, no servers
 	$(BIN)/pytest tests/unit $(ARGS)
+
+bench-delivery: setup ## Our deliveries beside the plain way and a shell pipeline (QUICK=1: a small run)
+	benchmarks/install-tools.sh
+	UV_PROJECT_ENVIRONMENT=$(VENV)/bench $(UV) sync --quiet --locked --only-group bench || echo "s5cmd is missing" >&2
+	PYTHONPATH=tests QUICK=$(QUICK) $(BIN)/python benchmarks/delivery.py $(VENV)/bench/bin
 
 check: setup ## Formatting, lint, types, layers, shell scripts, Dockerfile, generated files
 	$(BIN)/ruff format --check
