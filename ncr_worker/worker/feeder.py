@@ -15,7 +15,6 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from ncr_worker.job import State
 from ncr_worker.ledger import Ledger, Offer, Picked
@@ -32,7 +31,7 @@ POLL = 1.0  # seconds between two looks for work when nobody woke us
 RESEND = 2.0  # seconds after which a message that no child took is looked into
 ORDER_GRACE = 10.0  # seconds that a child gets to follow an order before it is ended
 
-Send = Callable[[Picked, int], None]
+Send = Callable[[Picked, int], object]
 """Hand a picked job's id, token and slot number to the pool. May raise: the message is then sent again."""
 
 
@@ -62,7 +61,8 @@ class Feeder:
         self._stopped = threading.Event()
         self._woken = True
         self._next_poll = self._next_beat = 0.0
-        self._in_touch_since: float | None = None
+        self._in_touch_since: float | None = None  # with the database, without a gap
+        self._mute_until = 0.0  # the broker did not take the last message
 
     # --- life -----------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -122,7 +122,7 @@ class Feeder:
             if self.draining:
                 self._recall(index)
             elif now - held.sent_at > RESEND:
-                self._inquire(index, now)
+                self._inquire(index)
             return
         if held.pidfd is None:
             held.pid, held.pidfd = slot.pid, open_pid(slot.pid)
@@ -138,16 +138,16 @@ class Feeder:
                 log.warning("job %s did not follow its order: ending process %d", held.job.job_id, slot.pid)
                 os.kill(slot.pid, signal.SIGKILL)
 
-    def _inquire(self, index: int, now: float) -> None:
+    def _inquire(self, index: int) -> None:
         """No child has taken the message: it was lost, or its child died on the way, or the job is gone."""
         held = self.held[index]
         found = self.ledger.work.claimant(held.job.number, held.job.token)
+        if self.slots.read(index).phase is not Phase.SENT:
+            return  # taken meanwhile: the slot is its child's until that has left it
         if found is None or found[0] not in (State.DISPATCHED, State.RUNNING, State.CANCELLING):
             self._release(index)
         elif found[0] is State.DISPATCHED:
-            log.warning("message of job %s was not taken: sending it again", held.job.job_id)
-            held.sent_at = now
-            self.send(held.job, index)
+            self._send(index)
         elif (fd := open_pid(pid_of(found[1]))) is None or has_ended(fd, close=True):
             self._lose(index, "the child died as it took the job")
 
@@ -171,14 +171,10 @@ class Feeder:
 
     def _beat(self, now: float) -> None:
         host, figures = self.settings.host, self.budget.figures(self.held)
-        try:
-            if not self.ledger.hosts.beat(host, self.incarnation, "draining" if self.draining else "up", figures):
-                log.warning("this host was taken for dead: registering again")
-                self.ledger.hosts.register(host, self.incarnation, figures)
-            self._reconcile()
-        except DatabaseAway:
-            self._in_touch_since = None
-            raise
+        if not self.ledger.hosts.beat(host, self.incarnation, "draining" if self.draining else "up", figures):
+            log.warning("this host was taken for dead: registering again")
+            self.ledger.hosts.register(host, self.incarnation, figures)
+        self._reconcile()
         self._next_beat = now + self.settings.host_heartbeat
         self._in_touch_since = self._in_touch_since or now
         # After an outage every host looks dead for a moment: wait until all had time to beat.
@@ -207,7 +203,7 @@ class Feeder:
     def _feed(self) -> None:
         free = [index for index in range(self.slots.count) if index not in self.held]
         self._woken = False
-        if not free:
+        if not free or time.monotonic() < self._mute_until:
             return
         figures = self.budget.figures(self.held)
         room = max(figures.budget - figures.reserved, 0)
@@ -215,7 +211,19 @@ class Feeder:
         for job, index in zip(self.ledger.queue.pick(offer), free, strict=False):
             self.slots.arm(index, job.token, job.reserved)
             self.held[index] = Held(job, time.monotonic())
-            self._survive(partial(self.send, job, index))
+            self._send(index)
+
+    def _send(self, index: int) -> None:
+        """While the broker is away, one try in RESEND seconds: it may block, and the heartbeat must not wait for it."""
+        if time.monotonic() < self._mute_until:
+            return
+        held = self.held[index]
+        held.sent_at = time.monotonic()
+        try:
+            self.send(held.job, index)
+        except Exception as error:  # noqa: BLE001 - whatever the broker's client raises, the message is sent again
+            log.warning("message of job %s was not sent, trying again: %s", held.job.job_id, error)
+            self._mute_until = time.monotonic() + RESEND
 
     # --- waiting and stopping -------------------------------------------------------------------------
     def _wait(self) -> None:
@@ -251,6 +259,7 @@ class Feeder:
             work()
         except DatabaseAway as error:
             log.warning("%s", error)
+            self._in_touch_since = None
             self._stopped.wait(0.5)
         except Exception:  # a bug must not end the thread; it is logged and tried again
             log.exception("feeder round failed")
