@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from ncr_worker.board import Board
@@ -76,17 +77,12 @@ class ActiveRun:
         current: str | None = None,
     ) -> None:
         self.obey()
+        given = {"files": files, "total_files": total_files, "bytes_done": bytes, "bytes_total": total_bytes}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if current is not None:
+            changes["current_file"] = current
         with self._lock:
-            old = self._progress
-            self._progress = Progress(
-                old.stage,
-                old.files if files is None else files,
-                old.total_files if total_files is None else total_files,
-                old.bytes_done if bytes is None else bytes,
-                old.bytes_total if total_bytes is None else total_bytes,
-                old.current_file if current is None else current,
-                time.monotonic() - self._entered,
-            )
+            self._progress = replace(self._progress, **changes, seconds=time.monotonic() - self._entered)
             due = time.monotonic() - self._shown >= SHOW_EVERY
             if due:
                 self._shown = time.monotonic()
@@ -123,18 +119,10 @@ class ActiveRun:
         weights = [(stage.name, stage.weight) for stage in self.pipeline.stages]
         done = 100.0 if state is State.SUCCEEDED else percent(weights, progress.stage, progress.fraction)
         status = {
-            "job_id": self.job.id,
-            "kind": self.job.kind,
-            "ref": self.job.ref,
+            **self.job.log_context(),
+            **asdict(progress),
             "status": self.pipeline.word(state, progress.stage),
-            "stage": progress.stage,
-            "attempt": self.job.attempt,
             "percentage": done,
-            "files": progress.files,
-            "total_files": progress.total_files,
-            "bytes_done": progress.bytes_done,
-            "bytes_total": progress.bytes_total,
-            "current_file": progress.current_file,
             "rate": round(progress.rate),
             "eta": progress.eta,
             "message": message,
