@@ -1,0 +1,96 @@
+"""When a pool child asks to be renewed, measured in real forks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import billiard.pool
+import pytest
+from engine import Children
+
+from ncr_worker.pipeline import MIB
+from ncr_worker.worker.recycling import LEAVE, POOL_LIMIT, STAY, Recycling
+
+
+@pytest.fixture
+def in_child() -> Iterator[Callable[[Callable[[], object]], int]]:
+    """`in_child(work)`: the exit status of a fork that did this work; the pool's question is asked there alone."""
+    children = Children()
+    yield lambda work: children.wait(children.start(work))
+    children.close()
+
+
+InChild = Callable[[Callable[[], object]], int]
+
+
+def answer() -> int:
+    pool: Any = billiard.pool
+    return int(pool.mem_rss())
+
+
+def test_the_pool_still_ends_a_child_whose_answer_is_above_its_limit() -> None:
+    assert STAY <= POOL_LIMIT < LEAVE
+    assert "mem_rss" in billiard.pool.Worker.workloop.__code__.co_names
+
+
+def test_a_child_that_gives_its_memory_back_stays(in_child: InChild) -> None:
+    def work() -> None:
+        recycling = Recycling(16 * MIB)
+        block = bytearray(b"x" * (64 * MIB))
+        assert recycling.retained() > 48 * MIB
+        del block
+        recycling.after("deliver", None)
+        assert answer() == STAY
+
+    assert in_child(work) == 0
+
+
+def test_a_child_that_keeps_memory_leaves(in_child: InChild) -> None:
+    def work() -> None:
+        recycling = Recycling(16 * MIB)
+        leak = bytearray(b"x" * (64 * MIB))
+        recycling.after("deliver", None)
+        assert answer() == LEAVE
+        assert leak
+
+    assert in_child(work) == 0
+
+
+def test_garbage_in_cycles_is_no_leak(in_child: InChild) -> None:
+    def work() -> None:
+        recycling = Recycling(16 * MIB)
+        for _ in range(8):
+            cycle: list[object] = [bytearray(b"x" * (8 * MIB))]
+            cycle.append(cycle)
+        del cycle
+        recycling.after("deliver", None)
+        assert answer() == STAY
+
+    assert in_child(work) == 0
+
+
+def test_a_child_leaves_after_the_jobs_that_its_kind_allows_and_kinds_are_counted_apart(in_child: InChild) -> None:
+    def work() -> None:
+        recycling = Recycling(1024 * MIB)
+        for _ in range(5):
+            recycling.after("deliver", None)
+        for _ in range(2):
+            recycling.after("dataset", 3)
+            assert answer() == STAY
+        recycling.after("dataset", 3)
+        assert answer() == LEAVE
+
+    assert in_child(work) == 0
+
+
+def test_what_the_parent_had_at_the_fork_is_not_counted(in_child: InChild) -> None:
+    inherited = bytearray(b"x" * (64 * MIB))
+
+    def work() -> None:
+        recycling = Recycling(16 * MIB)
+        assert inherited
+        recycling.after("deliver", None)
+        assert answer() == STAY
+
+    assert in_child(work) == 0

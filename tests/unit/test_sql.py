@@ -1,0 +1,185 @@
+"""Databases as this project opens them: URLs, SQLite's transactions, JSON, and forks in the middle of everything."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from engine import Children, eventually
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Column, Connection, Integer, MetaData, Table, select
+from sqlalchemy.dialects import sqlite
+
+from ncr_worker.errors import ConfigError
+from ncr_worker.sql import Database, DatabaseAway, Json, now
+
+counter = Table("counter", MetaData(), Column("n", Integer, nullable=False), Column("data", Json))
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'test.sqlite3'}"
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Database]:
+    database = Database(url, patience=5)
+    database.transact(lambda c: counter.create(c))
+    database.transact(lambda c: c.execute(counter.insert().values(n=0)))
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def children() -> Iterator[Children]:
+    children = Children()
+    yield children
+    children.close()
+
+
+def value(database: Database) -> int:
+    return int(database.read(lambda c: c.execute(select(counter.c.n)).scalar_one()))
+
+
+def add_one(connection: Connection) -> None:
+    n = connection.execute(select(counter.c.n)).scalar_one()
+    connection.execute(counter.update().values(n=n + 1))
+
+
+# --- URLs ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("url", "driver"),
+    [
+        ("mysql://u@h/d", "mysql+pymysql"),
+        ("mariadb://u@h/d", "mysql+pymysql"),
+        ("mysql+pymysql://u@h/d", "mysql+pymysql"),
+        ("postgres://u@h/d", "postgresql+psycopg"),
+        ("postgresql://u@h/d", "postgresql+psycopg"),
+        ("sqlite:///x.sqlite3", "sqlite"),
+    ],
+)
+def test_usual_ways_to_write_a_url_are_understood(url: str, driver: str) -> None:
+    assert Database(url).url.drivername == driver
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "oracle://u@h/d", "http://h/d"])
+def test_any_other_url_is_an_error_that_says_what_to_write(url: str) -> None:
+    with pytest.raises(ConfigError, match="DATABASE_URL"):
+        Database(url)
+
+
+# --- transactions -------------------------------------------------------------------------------------
+def test_a_transaction_that_fails_leaves_nothing(database: Database) -> None:
+    def work(connection: Connection) -> None:
+        add_one(connection)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        database.transact(work)
+    assert value(database) == 0
+
+
+def test_many_threads_read_and_write_without_losing_one(database: Database) -> None:
+    threads = [threading.Thread(target=lambda: [database.transact(add_one) for _ in range(20)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert value(database) == 80
+
+
+def test_a_reader_does_not_wait_for_a_writer(database: Database) -> None:
+    def work(connection: Connection) -> int:
+        add_one(connection)
+        return value(database)
+
+    begin = time.monotonic()
+    assert database.transact(work) == 0
+    assert time.monotonic() - begin < 2
+    assert value(database) == 1
+
+
+def test_a_database_that_stays_locked_is_away_once_the_patience_is_over(database: Database, url: str) -> None:
+    impatient = Database(url)
+    with impatient.engine.connect() as connection:
+        connection.exec_driver_sql("pragma busy_timeout=10")
+        connection.rollback()
+
+    def work(_connection: Connection) -> None:
+        with pytest.raises(DatabaseAway):
+            impatient.transact(add_one)
+
+    database.transact(work)
+    impatient.close()
+
+
+def test_the_clock_is_the_present_and_goes_on(database: Database) -> None:
+    first, second = (database.read(lambda c: c.execute(select(now())).scalar_one()) for _ in range(2))
+    assert first == pytest.approx(time.time(), abs=1)
+    assert second >= first
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=8,
+    )
+)
+def test_json_comes_back_as_it_was_written(value: object) -> None:
+    dialect = sqlite.dialect()
+    written = Json().process_bind_param(value, dialect)
+    assert Json().process_result_value(written, dialect) == value
+
+
+# --- forks --------------------------------------------------------------------------------------------
+def test_a_child_forked_in_the_middle_of_a_transaction_can_write(
+    database: Database, url: str, children: Children
+) -> None:
+    """Another thread's open transaction would leave SQLite's locks in the child for ever."""
+    database.survive_forks()
+    stop = threading.Event()
+
+    def slow(connection: Connection) -> None:
+        add_one(connection)
+        time.sleep(0.02)
+
+    def keep_writing() -> None:
+        while not stop.wait(0.01):
+            database.transact(slow)
+
+    def work() -> None:
+        mine = Database(url, patience=5)
+        mine.transact(add_one)
+        database.transact(add_one)  # the parent's own object works in the child as well
+
+    writer = threading.Thread(target=keep_writing)
+    writer.start()
+    assert eventually(lambda: value(database) > 2)
+    pids = [children.start(work) for _ in range(5)]
+    assert [children.wait(pid) for pid in pids] == [0] * 5
+    stop.set()
+    writer.join()
+
+
+def test_the_parent_goes_on_after_a_fork(database: Database, children: Children) -> None:
+    database.survive_forks()
+    database.transact(add_one)
+    assert children.wait(children.start(lambda: None)) == 0
+    database.transact(add_one)
+    assert value(database) == 2
+
+
+def test_no_connection_is_open_at_a_fork(database: Database, children: Children) -> None:
+    database.survive_forks()
+    value(database)
+
+    def work() -> None:
+        open_files = {path.resolve().name for path in Path("/proc/self/fd").iterdir()}
+        assert not any("sqlite" in name for name in open_files)
+
+    assert children.wait(children.start(work)) == 0
