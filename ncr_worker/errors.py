@@ -6,7 +6,8 @@
     │  ├─ Rejected                        bad input, or the validator's no: never retried
     │  └─ Cancelled                       the job was asked to stop
     ├─ GivenBack                          the job leaves this host without costing an attempt
-    │  └─ NeedsMemory(need)               ... because a stage needs more bytes than are reserved
+    │  ├─ NeedsMemory(need)               ... because a stage needs more bytes than are reserved
+    │  └─ ServiceDown(retry_in)           ... because a service outside does not work now
     ├─ LostOwnership                      another run owns the job now: leave without a trace
     ├─ Busy(retry_in)                     memory, quota or a service is short now: 503 + Retry-After
     ├─ NeverFits                          needs more memory than any host has: 422
@@ -17,11 +18,18 @@ Connectors translate their library's errors into these, in one place each. Any o
 job fails with code `internal_error` and a reference to the logged traceback. Nothing here knows HTTP.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 
 class NcrError(Exception):
     """Base of all. `code` is a stable snake_case word; `str(error)` is for people."""
 
     code = "internal_error"
+    result: Mapping[str, Any] | None = None
+    """What is worth keeping with a job that fails so, as JSON."""
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
@@ -49,9 +57,16 @@ class Transient(StageError):
 
 
 class Rejected(StageError):
-    """No retry can help: bad input, or the validator said no."""
+    """No retry can help: bad input, or the validator said no.
+
+    `result`: e.g. the validator's whole answer.
+    """
 
     code = "rejected"
+
+    def __init__(self, message: str, *, code: str | None = None, result: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message, code=code)
+        self.result = result
 
 
 class Cancelled(StageError):
@@ -79,6 +94,15 @@ class NeedsMemory(GivenBack):
     def __init__(self, need: int) -> None:
         super().__init__(f"the next stage needs {need:,} bytes", reason="yielded")
         self.need = need
+
+
+class ServiceDown(GivenBack):
+    """A service outside does not work now, for no fault of the job; the message names it."""
+
+    code = "service_down"
+
+    def __init__(self, message: str, *, retry_in: float) -> None:
+        super().__init__(message, reason="service_down", retry_in=retry_in)
 
 
 class LostOwnership(NcrError):

@@ -35,6 +35,7 @@ class Reason(StrEnum):
     GIVEN_BACK = "given_back"
     HOST_LOST = "host_lost"
     WORKER_LOST = "worker_lost"
+    SERVICE_DOWN = "service_down"
 
 
 TRANSITIONS: Mapping[State, frozenset[State]] = MappingProxyType(

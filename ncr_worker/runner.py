@@ -138,25 +138,25 @@ class Runner:
             case GivenBack():
                 self._give_back(run, error)
             case Cancelled():
-                self._fail(run, error.code, str(error), state=State.CANCELLED)
+                self._fail(run, error, state=State.CANCELLED)
             case Transient():
                 self._retry(run, error)
             case DatabaseAway():
                 raise error  # the ledger, for longer than our patience: main sees a dirty leave
             case NcrError():
-                self._fail(run, error.code, str(error))
+                self._fail(run, error)
             case MemoryError():  # Celery would end the whole worker; it is this job's trouble alone
                 self._retry(run, Transient("the stage ran out of memory", code="out_of_memory"))
             case _:
                 reference = secrets.token_hex(4)
                 log.error("bug in a stage, reference %s", reference, exc_info=error)
                 text = f"internal error; the log of {self.settings.host} has the details under reference {reference}"
-                self._fail(run, "internal_error", text)
+                self._fail(run, NcrError(text))
 
     def _retry(self, run: ActiveRun, error: Transient) -> None:
         job = run.job
         if job.attempt >= job.max_attempts:
-            self._fail(run, error.code, f"gave up after {job.attempt} attempts: {error}")
+            self._fail(run, StageError(f"gave up after {job.attempt} attempts: {error}", code=error.code))
             return
         pause = max(error.retry_in or 0.0, min(self.settings.retry_delay * 2 ** (job.attempt - 1), 300.0))
         log.warning("attempt %d of %d failed, next in %.1f s: %s", job.attempt, job.max_attempts, pause, error)
@@ -168,37 +168,35 @@ class Runner:
     def _give_back(self, run: ActiveRun, error: GivenBack) -> None:
         log.info("gave the job back: %s", error)
         need = error.need if isinstance(error, NeedsMemory) else None
+        down = error.reason == Reason.SERVICE_DOWN
         if error.reason == Reason.GIVEN_BACK:
             self._tidy(run)  # another host takes it over
-        self.ledger.work.give_back(run.job, reason=Reason(error.reason), retry_in=error.retry_in, need=need)
+        shown: dict[str, Any] = {"error_code": error.code, "error": str(error)} if down else {}
+        self.ledger.work.give_back(run.job, reason=Reason(error.reason), retry_in=error.retry_in, need=need, **shown)
         run.show(State.QUEUED, message=str(error), event=True)
         self.board.wake()
 
-    def _fail(self, run: ActiveRun, code: str, text: str, *, state: State = State.FAILED) -> None:
-        log.log(logging.INFO if state is State.CANCELLED else logging.ERROR, "job %s: %s: %s", state, code, text)
+    def _fail(self, run: ActiveRun, error: NcrError, *, state: State = State.FAILED) -> None:
+        level = logging.INFO if state is State.CANCELLED else logging.ERROR
+        log.log(level, "job %s: %s: %s", state, error.code, error)
         if run.pipeline.abandon is not None and run.parcel is not None:
             try:  # before the job's exclusive keys are released
                 run.pipeline.abandon(run, run.parcel)
             except Exception:  # whatever it is, it must not hide why the job ended
                 log.exception("could not clean up outside")
-        self._finish(run, state, code=code, error=text)
+        self._finish(run, state, error=error, result=error.result)
 
     def _finish(
-        self,
-        run: ActiveRun,
-        state: State,
-        *,
-        code: str | None = None,
-        error: str | None = None,
-        result: Mapping[str, Any] | None = None,
+        self, run: ActiveRun, state: State, *, error: NcrError | None = None, result: Mapping[str, Any] | None = None
     ) -> None:
         self._tidy(run)
+        code, text = (error.code, str(error)) if error else (None, None)
         try:
-            self.ledger.work.finish(run.job, state, error_code=code, error=error, result=result, peak=run.slot.peak)
+            self.ledger.work.finish(run.job, state, error_code=code, error=text, result=result, peak=run.slot.peak)
         except LostOwnership as lost:
             log.warning("%s; it had %s here", lost, state)
             return
-        run.show(state, message=error or "", event=True)
+        run.show(state, message=text or "", event=True)
 
     def _tidy(self, run: ActiveRun) -> None:
         shutil.rmtree(run.folder, ignore_errors=True)

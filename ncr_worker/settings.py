@@ -149,6 +149,12 @@ class Settings(BaseSettings):
     validator_api_key: SecretStr = Field(SecretStr(""), description="API key of the validator")
     validator_api_key_header: str = Field("x-bond-api-public-key", description="Header that carries the key")
     validator_timeout: float = Field(300, gt=0, description="Seconds for one whole validation")
+    validator_pause: float = Field(
+        5, gt=0, description="First pause for all jobs of a host when the validator is down, seconds; doubles up to 60"
+    )
+    validator_patience: float = Field(
+        24 * 3600, ge=0, description="Seconds that a job waits for a validator that is down before it fails"
+    )
 
     # --- Target: SFTP --------------------------------------------------------------------------------
     sftp_host: str = Field("", description="SFTP server")

@@ -19,10 +19,13 @@ import httpx2
 from pydantic import BaseModel, ConfigDict
 
 from ncr_worker.errors import ConfigError, Rejected, StageError, Transient
+from ncr_worker.outage import Gate
 from ncr_worker.settings import Settings
 from ncr_worker.stores import Progress, unwatched
 
 PASSING = ("Valid", "Warning")
+UNAVAILABLE = "validator_unavailable"
+"""Code of all errors that say nothing about the zip: the validator did not answer, or said `not now`."""
 LARGEST_ANSWER = 4 * 1024 * 1024
 CONNECT_TIMEOUT = 10.0
 
@@ -54,6 +57,17 @@ def validator(settings: Settings) -> Validator:
     if not settings.validator_url:
         raise ConfigError("VALIDATOR_URL", "is empty", "Set the address of the validator")
     return Validator(settings)
+
+
+def gate(settings: Settings) -> Gate:
+    """Holds this host's jobs back while the validator is down."""
+    return Gate(
+        settings.work_folder.absolute() / f"validator-{settings.host}.json",
+        "validator",
+        pause=settings.validator_pause,
+        patience=settings.validator_patience,
+        longest_call=2 * settings.validator_timeout,
+    )
 
 
 class Validator:
@@ -88,7 +102,7 @@ class Validator:
                     body = b"".join(_limited(answer))
             except httpx2.HTTPError as error:
                 why = f"no whole answer within {self._seconds:g} s" if deadline.passed else str(error)
-                raise Transient(f"validator: {why}", code="validator_unavailable") from error
+                raise Transient(f"validator: {why}", code=UNAVAILABLE) from error
         if answer.status_code != httpx2.codes.OK:
             raise _refusal(answer, body)
         return _verdict(body)
@@ -163,7 +177,7 @@ def _refusal(answer: httpx2.Response, body: bytes) -> StageError | ConfigError:
     if status in (401, 403):
         return ConfigError("VALIDATOR_API_KEY", f"refused with HTTP {status}", "Set it right", code="validator_denied")
     if status in (408, 425, 429) or status >= 500:
-        return Transient(said, code="validator_unavailable", retry_in=retry_after(answer.headers.get("Retry-After")))
+        return Transient(said, code=UNAVAILABLE, retry_in=retry_after(answer.headers.get("Retry-After")))
     return Rejected(said, code="validator_refused")
 
 

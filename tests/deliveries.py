@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -66,8 +67,9 @@ class LooseRun:
 
 def running_job(args: DeliverArgs, *, job_id: str | None = None, round_: int = 1) -> Job:
     nothing: dict[str, Any] = dict.fromkeys(Job.__dataclass_fields__)
-    known = {"number": 1, "kind": "deliver", "version": 1, "state": State.RUNNING, "round": round_}
+    known: dict[str, Any] = {"number": 1, "kind": "deliver", "version": 1, "state": State.RUNNING, "round": round_}
     given = {"id": job_id or str(uuid4()), "ref": args.ref, "tenant": args.tenant, "args": args.model_dump()}
+    known["created_at"] = time.time()
     return Job(**nothing | known | given)
 
 

@@ -15,14 +15,22 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ncr_worker.errors import Busy, ConfigError, Conflict, NcrError, NeverFits, NotFound
+from ncr_worker.errors import Busy, ConfigError, Conflict, NcrError, NeverFits, NotFound, Rejected, Transient
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 MOST_ERRORS = 50  # named one by one; a batch may have thousands
 
-STATUS: Mapping[type[NcrError], int] = {NotFound: 404, Conflict: 409, NeverFits: 422, Busy: 503, ConfigError: 503}
+STATUS: Mapping[type[NcrError], int] = {
+    NotFound: 404,
+    Conflict: 409,
+    NeverFits: 422,
+    Rejected: 422,  # what a plan says of a job that would fail
+    Busy: 503,
+    Transient: 503,
+    ConfigError: 503,
+}
 """Any other NcrError does not belong here and is answered like a bug: 500."""
 TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # their names before Python 3.13 were others
 CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
@@ -102,7 +110,9 @@ async def _ncr_error(request: Request, error: Exception) -> Response:
     status = next((STATUS[each] for each in type(error).__mro__ if each in STATUS), None)
     if not isinstance(error, NcrError) or status is None:
         raise error
-    headers = {"Retry-After": str(max(math.ceil(error.retry_in), 1))} if isinstance(error, Busy) else {}
+    headers = {}
+    if isinstance(error, Busy | Transient):
+        headers["Retry-After"] = str(max(math.ceil(error.retry_in or 0), 1))
     log.log(logging.WARNING if status >= 500 else logging.INFO, "%d %s: %s", status, error.code, error)
     return _answer(request, status, error.code, str(error), headers)
 

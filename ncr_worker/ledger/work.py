@@ -115,12 +115,7 @@ class Work:
         peak: int | None = None,
     ) -> None:
         """The job ends. Raises LostOwnership when it is not this run's any more."""
-        values: dict[str, Any] = {
-            "error_code": error_code,
-            "error": error,
-            "result": result,
-            "peak": peak,
-        }
+        values: dict[str, Any] = {"error_code": error_code, "error": error, "result": result, "peak": peak}
 
         def work(connection: Connection) -> None:
             number, token = running.number, running.token

@@ -17,7 +17,7 @@ LAYERS = {
     "edges": {"api", "cli", "worker", "web", "sandbox", "__main__"},
     "composition": {"app"},
     "engine": {"run", "runner", "pipelines"},
-    "services": {"ledger", "board", "memory", "stores", "databases", "validator", "archive", "sql", "notify"},
+    "services": {"ledger", "board", "memory", "stores", "databases", "validator", "outage", "archive", "sql", "notify"},
     "core": {"job", "pipeline", "progress", "errors", "settings", "logs", "__init__"},
 }
 HEIGHT = {name: height for height, names in enumerate(reversed(LAYERS.values())) for name in names}

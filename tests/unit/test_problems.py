@@ -12,7 +12,17 @@ from starlette.exceptions import HTTPException
 
 from ncr_worker.api import problems
 from ncr_worker.api.middleware import BodyLimit, RequestContext
-from ncr_worker.errors import Busy, ConfigError, Conflict, NcrError, NeverFits, NotFound, Rejected
+from ncr_worker.errors import (
+    Busy,
+    ConfigError,
+    Conflict,
+    GivenBack,
+    NcrError,
+    NeverFits,
+    NotFound,
+    Rejected,
+    Transient,
+)
 from ncr_worker.pipelines.deliver.model import DeliverArgs
 from ncr_worker.sql import DatabaseAway
 
@@ -25,7 +35,9 @@ ERRORS: dict[str, Exception] = {
     "config_error": ConfigError("DATABASE_URL", "old", "Upgrade"),
     "already_active": Conflict("taken", code="already_active"),
     "bug": ZeroDivisionError("secret detail"),
-    "stray": Rejected("a stage's error"),
+    "rejected": Rejected("two keys for one target", code="layout_collision"),
+    "transient": Transient("S3 is away", code="s3_unreachable", retry_in=2.1),
+    "stray": GivenBack("a stage's error", reason="yielded"),
     "teapot": HTTPException(418, "short and stout"),
 }
 router = APIRouter()
@@ -63,6 +75,8 @@ def client() -> Iterator[TestClient]:
         ("database_unavailable", 503, "database_unavailable"),
         ("config_error", 503, "config_error"),
         ("bug", 500, "internal_error"),
+        ("rejected", 422, "layout_collision"),
+        ("transient", 503, "s3_unreachable"),
         ("stray", 500, "internal_error"),
         ("teapot", 418, "http_error"),
     ],
@@ -77,7 +91,7 @@ def test_each_error_has_its_status_and_code(client: TestClient, name: str, statu
 
 def test_every_error_of_the_tree_that_reaches_the_edge_is_mapped() -> None:
     """The others belong to jobs, not to requests."""
-    of_jobs = {"StageError", "Transient", "Rejected", "Cancelled", "GivenBack", "NeedsMemory", "LostOwnership"}
+    of_jobs = {"StageError", "Cancelled", "GivenBack", "NeedsMemory", "ServiceDown", "LostOwnership"}
     errors = {each for each in _descendants(NcrError) if each.__module__ == NcrError.__module__}
     assert {each.__name__ for each in errors - problems.STATUS.keys()} == of_jobs
 
@@ -86,7 +100,7 @@ def _descendants(error: type[NcrError]) -> set[type[NcrError]]:
     return {each for child in error.__subclasses__() for each in (child, *_descendants(child))}
 
 
-@pytest.mark.parametrize(("name", "seconds"), [("busy", "3"), ("database_unavailable", "1")])
+@pytest.mark.parametrize(("name", "seconds"), [("busy", "3"), ("transient", "3"), ("database_unavailable", "1")])
 def test_where_waiting_helps_it_says_how_long(client: TestClient, name: str, seconds: str) -> None:
     assert client.get(f"/raise/{name}").headers["Retry-After"] == seconds
 

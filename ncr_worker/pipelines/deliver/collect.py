@@ -6,15 +6,15 @@ import hashlib
 from pathlib import Path
 
 from ncr_worker.archive import pack as pack_zip
-from ncr_worker.errors import Rejected
+from ncr_worker.errors import ConfigError, Rejected, Transient
 from ncr_worker.pipeline import Run, stage
 from ncr_worker.pipelines.deliver.catalog import Entry as CatalogEntry
 from ncr_worker.pipelines.deliver.catalog import catalog
-from ncr_worker.pipelines.deliver.model import Delivery, Item
+from ncr_worker.pipelines.deliver.model import Delivery, Item, moment
 from ncr_worker.pipelines.deliver.transfer import transfer
 from ncr_worker.stores import Entry, Progress, source
 from ncr_worker.stores.file import disk_errors
-from ncr_worker.validator import validator
+from ncr_worker.validator import UNAVAILABLE, Verdict, gate, validator
 
 
 def local_path(run: Run, item: Item) -> Path:
@@ -55,7 +55,8 @@ def fetch(run: Run, parcel: Delivery) -> Delivery:
         part.replace(path)  # so a file under its name is whole
         return sha256
 
-    hashes = transfer(run, parcel.items, run.settings.s3_parallel, read)
+    with run.use(gate).admitted(run.job.id, run.job.created_at):  # nothing piles up while the validator is down
+        hashes = transfer(run, parcel.items, run.settings.s3_parallel, read)
     items = (item.model_copy(update={"sha256": sha256}) for item, sha256 in zip(parcel.items, hashes, strict=True))
     return parcel.evolve(items=tuple(items))
 
@@ -76,12 +77,28 @@ def pack(run: Run, parcel: Delivery) -> Delivery:
 @stage(weight=2, local=True, intact=files_intact)
 def validate(run: Run, parcel: Delivery) -> Delivery:
     run.confirm_ownership()
-    verdict = run.use(validator).check(parcel.sku, zip_path(run), _bytes_told(run, parcel.archive_bytes))
+    verdict = _ask_validator(run, parcel)
     run.use(catalog).record_validation(catalog_entry(run, parcel), verdict)
     if not verdict.passed:
         reasons = "; ".join(verdict.reasons) or "no reason given"
-        raise Rejected(f"the validator says {verdict.result}: {reasons}", code="validation_failed")
-    return parcel.evolve(verdict=verdict)
+        text = f"the validator says {verdict.result}: {reasons}"
+        raise Rejected(text, code="validation_failed", result={"verdict": verdict.model_dump(mode="json")})
+    return parcel.evolve(verdict=verdict, validated_at=moment())
+
+
+def _ask_validator(run: Run, parcel: Delivery) -> Verdict:
+    doubt = run.use(gate)
+    with doubt.admitted(run.job.id, run.job.created_at):
+        try:
+            verdict = run.use(validator).check(parcel.sku, zip_path(run), _bytes_told(run, parcel.archive_bytes))
+        except (Transient, Rejected, ConfigError) as error:
+            if isinstance(error, Transient) and error.code == UNAVAILABLE:
+                doubt.failed(run.job.created_at, error)
+            else:
+                doubt.passed()
+            raise
+        doubt.passed()
+        return verdict
 
 
 def catalog_entry(run: Run, parcel: Delivery) -> CatalogEntry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
+from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -35,6 +36,13 @@ class DeliverArgs(Args):
         return self.username
 
 
+class PlanArgs(DeliverArgs):
+    """Whose plan it is makes no difference to it."""
+
+    username: Label = "nobody"
+    campaign: Label = "none"
+
+
 class Item(BaseModel):
     """One file. `target` is relative to the SFTP root; `size` in bytes; `sha256` (hex) is known once fetched."""
 
@@ -52,8 +60,17 @@ class Item(BaseModel):
         return hashlib.sha256(f"{self.key}\0{self.etag}".encode()).hexdigest()[:32]
 
 
+def moment(at: float | None = None) -> str:
+    """RFC 3339 UTC of `at` (epoch seconds), or of now."""
+    when = datetime.now(UTC) if at is None else datetime.fromtimestamp(at, UTC)
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 class Receipt(BaseModel):
-    """Proof of a delivery, kept with the job. `delivered_at`: RFC 3339 UTC; `host_key`: the server's fingerprint."""
+    """Proof of a delivery, kept with the job. `host_key`: the server's fingerprint. Times: RFC 3339 UTC.
+
+    `published_at`: when the set was found whole at its target; `delivered_at`: when that was written down.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -64,6 +81,9 @@ class Receipt(BaseModel):
     total_files: int
     total_bytes: int
     verdict: Verdict
+    submitted_at: str
+    validated_at: str
+    published_at: str
     delivered_at: str
 
 
@@ -84,7 +104,9 @@ class Delivery(Parcel):
     left_out: tuple[str, ...] = ()
     archive_bytes: int = 0
     verdict: Verdict | None = None
+    validated_at: str = ""
     replaces: bool = False
+    published_at: str = ""
     receipt: Receipt | None = None
 
     @property

@@ -8,13 +8,12 @@ exists on the server (docs/decisions/0011-sftp-publish.md), so there is never a 
 from __future__ import annotations
 
 import posixpath
-from datetime import UTC, datetime
 
 from ncr_worker.errors import NcrError, Rejected, StageError, Transient
 from ncr_worker.pipeline import Run, stage
 from ncr_worker.pipelines.deliver.catalog import catalog
 from ncr_worker.pipelines.deliver.collect import catalog_entry, files_intact, local_path
-from ncr_worker.pipelines.deliver.model import Delivery, Item, Receipt, is_backup
+from ncr_worker.pipelines.deliver.model import Delivery, Item, Receipt, is_backup, moment
 from ncr_worker.pipelines.deliver.transfer import transfer
 from ncr_worker.stores import Progress
 from ncr_worker.stores.sftp import SftpTarget
@@ -65,7 +64,7 @@ def publish(run: Run, parcel: Delivery) -> Delivery:
         _restore(server, backup, target)
         raise Rejected(f"{staging} has vanished from the server", code="staging_lost")
     _require_manifest(server, target, parcel)
-    return parcel
+    return parcel.evolve(published_at=moment())
 
 
 def _publish_staging(run: Run, parcel: Delivery, server: SftpTarget) -> None:
@@ -115,7 +114,10 @@ def confirm(run: Run, parcel: Delivery) -> Delivery:
         total_files=len(parcel.items),
         total_bytes=parcel.total_bytes,
         verdict=parcel.verdict,
-        delivered_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        submitted_at=moment(run.job.created_at),
+        validated_at=parcel.validated_at,
+        published_at=parcel.published_at,
+        delivered_at=moment(),
     )
     run.use(catalog).record_delivery(
         catalog_entry(run, parcel), receipt.target, receipt.total_files, receipt.total_bytes, parcel.verdict.result
