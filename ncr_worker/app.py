@@ -9,12 +9,15 @@ from functools import cached_property
 from typing import Any
 
 from ncr_worker.board import Board
-from ncr_worker.errors import NotFound
+from ncr_worker.errors import NotFound, Rejected
 from ncr_worker.job import NewBatch, NewJob
 from ncr_worker.ledger import Ledger
 from ncr_worker.memory.admission import Admission, Verdict
 from ncr_worker.pipeline import Args, Pipeline
 from ncr_worker.pipelines import load_pipelines
+from ncr_worker.pipelines.deliver.model import DeliverArgs
+from ncr_worker.pipelines.deliver.preview import Preview, preview
+from ncr_worker.run import Connectors
 from ncr_worker.settings import Settings
 from ncr_worker.sql import Database
 
@@ -42,8 +45,10 @@ class App:
         )
         self.board = Board(settings.board_url)
         self.admission = Admission(self.ledger)
+        self.connectors = Connectors(settings.model_copy(update={"db_patience": patience}))
 
     def close(self) -> None:
+        self.connectors.close()
         self.board.close()
         self.database.close()
 
@@ -65,6 +70,18 @@ class App:
         """Store a batch, all of it or nothing. At most BATCH_SIZE of its jobs run at once. Raises like `submit`."""
         batch = NewBatch(str(uuid.uuid4()), tenant, self.settings.batch_size)
         return self._submit(kind, many, batch, actor)
+
+    def plan(self, args: DeliverArgs) -> Preview:
+        """What a delivery of this job would be now. Nothing is fetched, stored or reserved.
+
+        Raises NotFound (not in the catalog), Rejected (layout, missing files), Transient, ConfigError, DatabaseAway.
+        """
+        try:
+            return preview(args, self.connectors.use, self.settings)
+        except Rejected as error:
+            if error.code != "catalog_missing":
+                raise
+            raise NotFound(str(error), code=error.code) from error
 
     def _submit(self, kind: str, many: Sequence[Args], batch: NewBatch | None, actor: str) -> Submitted:
         pipeline = self.pipeline(kind)

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Request, Response
+from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 
 from ncr_worker.api.dependencies import Id, Now, TheApp
 from ncr_worker.api.problems import documented
-from ncr_worker.api.schemas import Accepted, AcceptedBatch, AcceptedJob, ActiveJobs, BatchStatus, JobStatus
-from ncr_worker.api.status import batch_status, job_status
+from ncr_worker.api.schemas import (
+    Accepted,
+    AcceptedBatch,
+    AcceptedJob,
+    ActiveJobs,
+    BatchStatus,
+    JobReceipt,
+    JobStatus,
+)
+from ncr_worker.api.status import batch_status, job_receipt, job_status
 from ncr_worker.app import App
 from ncr_worker.job import Job
-from ncr_worker.pipelines.deliver.model import DeliverArgs
+from ncr_worker.pipelines.deliver.model import DeliverArgs, PlanArgs
+from ncr_worker.pipelines.deliver.preview import Preview
 
 KIND = "deliver"
 PENDING = "pending"
@@ -76,6 +85,29 @@ def get_batch_status(batch_id: Id, app: TheApp, now: Now) -> BatchStatus:
     jobs = app.ledger.reads.jobs_of(batch.id, limit=batch.total)
     lives = app.board.statuses([job.id for job in jobs if not job.terminal])
     return batch_status(batch.id, jobs, app.pipelines, lives, now)
+
+
+@router.get("/plan", summary="What a delivery would be", responses=documented(404, 422, 503))
+def get_plan(args: Annotated[PlanArgs, Query()], app: TheApp) -> Preview:
+    """The target tree, bytes, disk and memory that a delivery would need now; nothing is fetched or stored.
+
+    A 422 says why the job would fail: two keys for one target, a missing file, an unsafe name.
+    """
+    return app.plan(args)
+
+
+@router.get(
+    "/jobs/{task_id}/receipt", summary="Proof of a delivery, or why not", responses=documented(404, 409, 422, 503)
+)
+def get_receipt(task_id: Id, app: TheApp, response: Response) -> JobReceipt:
+    """Files, sizes, SHA-256, times, target, host key and the validator's whole answer. 409 while the job runs.
+
+    Of a job that was rejected there is the validator's answer, and no receipt.
+    """
+    job = app.ledger.reads.job(task_id)
+    answer = job_receipt(job, app.pipeline(job.kind))
+    response.headers["Content-Disposition"] = f'attachment; filename="receipt-{job.id}.json"'
+    return answer
 
 
 @router.get("/jobs/active", summary="Jobs that run now", responses=documented(503))

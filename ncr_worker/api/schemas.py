@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from ncr_worker.pipelines.deliver.model import Receipt
+from ncr_worker.validator import Verdict
 from ncr_worker.worker.inspection import RunningTask, WorkerStats
 
 NAME = "NCR Upload API"
@@ -16,6 +18,7 @@ _BATCH = "7d1c2b3a-4f5e-4a6b-8c7d-9e0f1a2b3c4d"
 _TIME = "2026-11-22T09:30:00.123456Z"
 _HOST = "worker-1"
 _GIB = 1024**3
+_VERDICT = {"result": "Valid", "answer": {"data": [{"result": "Valid", "reasons": []}]}}
 
 
 def _example(**values: Any) -> ConfigDict:
@@ -136,6 +139,46 @@ class JobStatus(BaseModel):
         started_at=_TIME,
         finished_at=None,
         timestamp=_TIME,
+    )
+
+
+class JobReceipt(BaseModel):
+    """`verdict`: the validator's word and whole answer, if it was asked. `receipt`: only of a job that delivered."""
+
+    job_id: str
+    task_id: str
+    status: str
+    error: JobError | None = None
+    verdict: Verdict | None = None
+    receipt: Receipt | None = None
+
+    model_config = _example(
+        job_id="4711",
+        task_id=_TASK,
+        status="completed",
+        error=None,
+        verdict=_VERDICT,
+        receipt={
+            "target": "./CHAIR-1",
+            "server": "sftp.example:22",
+            "host_key": "SHA256:uNiVztksCsDhcc0u9e8BrrJXVGDBSpyfzkZ7H8MyLFc",
+            "files": [
+                {
+                    "key": "4711/CHAIR-1/GLB_files/chair.glb",
+                    "target": "CHAIR-1/CHAIR-1.glb",
+                    "size": 7340032,
+                    "etag": '"9b2cf535f27731c974343645a3985328"',
+                    "sha256": "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
+                }
+            ],
+            "total_files": 1,
+            "total_bytes": 7340032,
+            "verdict": _VERDICT,
+            "submitted_at": _TIME,
+            "validated_at": _TIME,
+            "published_at": _TIME,
+            "delivered_at": _TIME,
+        },
     )
 
 

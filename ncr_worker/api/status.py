@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from ncr_worker.api.schemas import BatchJob, BatchStatus, JobError, JobProgress, JobStatus
+from ncr_worker.api.schemas import BatchJob, BatchStatus, JobError, JobProgress, JobReceipt, JobStatus
+from ncr_worker.errors import Conflict
 from ncr_worker.job import OUT, Job, Reason, State
 from ncr_worker.pipeline import Pipeline
 from ncr_worker.progress import percent
@@ -27,6 +28,7 @@ WAITS: Mapping[str, str] = {
     Reason.GIVEN_BACK: "its worker was stopped; the next one goes on with it",
     Reason.HOST_LOST: "its worker host was lost; the next one goes on with it",
     Reason.WORKER_LOST: "its process was lost; the next one goes on with it",
+    Reason.SERVICE_DOWN: "waits for a service that does not work now",
 }
 FOR_MEMORY = (Reason.NO_MEMORY, Reason.YIELDED)
 
@@ -57,7 +59,7 @@ def job_status(job: Job, pipeline: Pipeline[Any], live: Mapping[str, Any] | None
         progress=progress(job, pipeline, shown),
         message=_message(job, shown),
         reason=job.reason if job.state is State.QUEUED else None,
-        error=JobError(code=job.error_code, detail=job.error or "") if job.error_code else None,
+        error=_error(job),
         attempt=job.attempt,
         max_attempts=job.max_attempts,
         host=None if job.state is State.QUEUED else job.host,
@@ -109,6 +111,25 @@ def delivered(result: Mapping[str, Any] | None) -> tuple[int, int]:
     """Files and bytes of a finished job, from the receipt in its parcel; zeros for kinds that leave none."""
     receipt = (result or {}).get("receipt") or {}
     return receipt.get("total_files", 0), receipt.get("total_bytes", 0)
+
+
+def job_receipt(job: Job, pipeline: Pipeline[Any]) -> JobReceipt:
+    """What is kept of a finished job. Raises Conflict while it is not finished."""
+    if not job.terminal:
+        raise Conflict(f"job {job.id} has not ended yet: {job.state}", code="not_finished")
+    kept = job.result or {}
+    return JobReceipt(
+        job_id=job.ref,
+        task_id=job.id,
+        status=word(job, pipeline),
+        error=_error(job),
+        verdict=kept.get("verdict"),
+        receipt=kept.get("receipt"),
+    )
+
+
+def _error(job: Job) -> JobError | None:
+    return JobError(code=job.error_code, detail=job.error or "") if job.error_code else None
 
 
 def batch_status(
@@ -167,7 +188,8 @@ def _of_this_run(job: Job, live: Mapping[str, Any] | None) -> Live | None:
 def _message(job: Job, live: Live | None) -> str:
     match job.state:
         case State.QUEUED:
-            return WAITS.get(job.reason or "", "waits for its turn")
+            named = job.error if job.reason == Reason.SERVICE_DOWN else None
+            return named or WAITS.get(job.reason or "", "waits for its turn")
         case State.DISPATCHED:
             return f"starts on {job.host}"
         case State.RUNNING:

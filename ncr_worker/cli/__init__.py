@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from ncr_worker.cli import database, processes, sandbox, settings
+from ncr_worker.cli import database, jobs, processes, sandbox, settings
 from ncr_worker.errors import ConfigError, NcrError
 
 app = typer.Typer(
@@ -16,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for module in (processes, sandbox, settings):
+for module in (processes, jobs, sandbox, settings):
     app.add_typer(module.commands)
 app.add_typer(database.commands, name="db")
 

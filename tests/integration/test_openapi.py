@@ -19,6 +19,8 @@ ROUTES = {
     "/job-status/{task_id}": "get",
     "/batch-status/{batch_id}": "get",
     "/jobs/active": "get",
+    "/jobs/{task_id}/receipt": "get",
+    "/plan": "get",
     "/health": "get",
     "/health/live": "get",
     "/health/ready": "get",
