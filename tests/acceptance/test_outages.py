@@ -11,7 +11,6 @@ from services import SqlServer
 from stack import LEASE, MakeStack, Servers, Stack, eventually
 from test_kills import stopped_in_every_stage
 
-from ncr_worker.job import State
 from ncr_worker.sandbox.process import ServerProcess
 
 pytest_plugins = ["stacks"]
@@ -30,16 +29,17 @@ def test_board_and_broker_may_be_emptied_and_restarted(
     make_stack: MakeStack, servers: Servers, broker: str, broker_server: ServerProcess
 ) -> None:
     stack = make_stack(broker=broker, celery_worker_concurrency=len(POINTS) + 2)
-    stack.worker("h1")
+    worker = stack.worker("h1")
     jobs = stopped_in_every_stage(stack)
     counters = [stack.submit("counter", seconds=0.1) for _ in range(40)]
     eventually(lambda: stack.runs(counters[3]), "counters run")
     empty_broker(stack, servers, broker)
-    eventually(lambda: stack.app.board.statuses(list(jobs.values())).keys() == set(jobs.values()), "they show again")
+    heard = [job_id for point, job_id in jobs.items() if point != "publish.swap"]  # where no job says how far it is
+    eventually(lambda: len(stack.app.board.statuses(heard)) == len(heard), "they show again")
     for server in {servers.valkey, broker_server}:
         server.kill()
     unsent = [stack.submit("counter") for _ in range(3)]
-    eventually(lambda: stack.job(unsent[-1]).state == State.DISPATCHED, "picked, but there is no broker to send to")
+    eventually(lambda: "was not sent" in worker.log.read_text(), "a job is picked, but there is no broker to send to")
     for server in {servers.valkey, broker_server}:
         server.start()
     stack.open_all()

@@ -16,8 +16,8 @@ pytest_plugins = ["stacks"]
 pytestmark = pytest.mark.slow
 
 
-def test_sigterm_lets_jobs_finish(make_stack: MakeStack, broker: str) -> None:
-    stack = make_stack(broker=broker, celery_worker_concurrency=len(POINTS), shutdown_grace=60)
+def test_sigterm_lets_jobs_finish(make_stack: MakeStack) -> None:
+    stack = make_stack(celery_worker_concurrency=len(POINTS), shutdown_grace=60)
     worker = stack.worker("h1")
     jobs = stopped_in_every_stage(stack)
     late = stack.submit("counter")
@@ -36,9 +36,13 @@ def taken_over(job: Job, heir: Worker) -> bool:
     return job.host == heir.host_id or job.terminal
 
 
-def test_sigterm_gives_back_what_cannot_finish(make_stack: MakeStack, broker: str) -> None:
+def test_sigterm_gives_back_what_cannot_finish(make_stack: MakeStack) -> None:
     stack = make_stack(
-        broker=broker, database="mariadb", celery_worker_concurrency=len(POINTS), shutdown_grace=0.2, host_lease=600
+        broker="rabbitmq",
+        database="mariadb",
+        celery_worker_concurrency=len(POINTS),
+        shutdown_grace=0.2,
+        host_lease=600,
     )
     worker = stack.worker("h1")
     jobs = stopped_in_every_stage(stack)
