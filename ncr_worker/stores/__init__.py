@@ -17,7 +17,7 @@ from ncr_worker.errors import ConfigError
 from ncr_worker.settings import Settings
 
 CHUNK = 1024 * 1024
-"""Bytes moved at once, and how often progress is told."""
+"""Bytes moved at once, about, and how often progress is told."""
 
 Progress = Callable[[int], None]
 """Called with the number of bytes just moved; may raise to stop the transfer."""

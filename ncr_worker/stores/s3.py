@@ -5,13 +5,19 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
+import obstore
+import obstore.exceptions
+import obstore.store
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from obstore.auth.boto3 import Boto3CredentialProvider
 
 from ncr_worker.errors import ConfigError, NcrError, Rejected, Transient
 from ncr_worker.settings import Settings
@@ -20,7 +26,7 @@ from ncr_worker.stores.file import disk_errors
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
+    from obstore.store import S3Config
 
 T = TypeVar("T")
 
@@ -30,10 +36,14 @@ _CHANGED = {"PreconditionFailed", "412"}
 _THROTTLED = {"RequestRateLimitExceeded", "SlowDown", "Throttling", "TooManyRequests", "429", "503"}
 _DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket"}
 _MD5 = re.compile(r"[0-9a-f]{32}")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_SEGMENTS = re.compile(r"(^|/)\.{0,2}(/|$)")
+"""Keys with empty segments or dots for one: obstore takes keys for paths and cannot say these."""
 
 
 def connect(url: str, settings: Settings) -> S3Store:
-    return S3Store(_client(settings), urlsplit(url).netloc)
+    bucket = urlsplit(url).netloc
+    return S3Store(_client(settings), _reader(settings, bucket), bucket)
 
 
 def _client(settings: Settings) -> S3Client:
@@ -57,9 +67,36 @@ def _client(settings: Settings) -> S3Client:
     )
 
 
+def _reader(settings: Settings, bucket: str) -> obstore.store.S3Store:
+    """What content is read with (docs/decisions/0012-obstore-reads.md). Retries cover requests, not what comes late."""
+    own_keys: S3Config = {
+        "access_key_id": settings.s3_access_key_id.get_secret_value(),
+        "secret_access_key": settings.s3_secret_access_key.get_secret_value(),
+    }
+    given = bool(settings.s3_access_key_id.get_secret_value())
+    address: S3Config = {"endpoint": settings.s3_endpoint_url} if settings.s3_endpoint_url else {}
+    return obstore.store.S3Store(
+        bucket,
+        config={**address, **(own_keys if given else {})},
+        credential_provider=None if given else Boto3CredentialProvider(),
+        region=settings.s3_region,
+        virtual_hosted_style_request=not settings.s3_endpoint_url,
+        client_options={
+            "allow_http": settings.s3_endpoint_url.startswith("http:"),
+            "connect_timeout": timedelta(seconds=5),
+            "read_timeout": timedelta(seconds=30),
+            "timeout": timedelta(days=1),  # its default ends every download after 30 s
+        },
+        retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=60)},
+    )
+
+
 class S3Store:
-    def __init__(self, client: S3Client, bucket: str) -> None:
+    """boto3 for all but reading content: `reader` takes a third of its CPU time for that."""
+
+    def __init__(self, client: S3Client, reader: obstore.store.S3Store, bucket: str) -> None:
         self.client = client
+        self.reader = reader
         self.bucket = bucket
 
     def head(self, key: str) -> Entry:
@@ -73,25 +110,31 @@ class S3Store:
                 yield Entry(found["Key"], found["Size"], found["ETag"])
 
     def read(self, entry: Entry, path: Path, progress: Progress = unwatched) -> str:
-        key, condition = entry.key, entry.etag
-        answer = self._ask(key, lambda: self.client.get_object(Bucket=self.bucket, Key=key, IfMatch=condition))
-        size, sha256, md5 = self._save(key, answer, path, progress)
+        with ThreadPoolExecutor(1, thread_name_prefix="sha256") as aside:
+            size, sha256, md5 = _save(self._chunks(entry), path, progress, aside)
         if size != entry.size:
-            raise Transient(f"{key}: {size:,} of {entry.size:,} bytes arrived", code="s3_failed")
-        if (expected := _md5_of(answer)) and md5 != expected:
-            raise Transient(f"{key}: its MD5 is {md5}, expected {expected}", code="s3_failed")
+            raise Transient(f"{entry.key}: {size:,} of {entry.size:,} bytes arrived", code="s3_failed")
+        if (expected := _md5_of(entry.etag)) and md5 != expected and not self._is_encrypted(entry.key):
+            raise Transient(f"{entry.key}: its MD5 is {md5}, expected {expected}", code="s3_failed")
         return sha256
 
-    def _save(self, key: str, answer: GetObjectOutputTypeDef, path: Path, progress: Progress) -> tuple[int, str, str]:
-        sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
-        with answer["Body"] as body, disk_errors(), path.open("wb") as target:
-            while chunk := self._ask(key, lambda: body.read(CHUNK)):
-                target.write(chunk)
-                sha256.update(chunk)
-                md5.update(chunk)
-                size += len(chunk)
-                progress(len(chunk))
-        return size, sha256.hexdigest(), md5.hexdigest()
+    def _chunks(self, entry: Entry) -> Iterator[bytes]:
+        key, condition = entry.key, entry.etag
+        if _SEGMENTS.search(key):
+            answer = self._ask(key, lambda: self.client.get_object(Bucket=self.bucket, Key=key, IfMatch=condition))
+            chunks: Iterator[bytes] = answer["Body"].iter_chunks(CHUNK)
+            while chunk := self._ask(key, lambda: next(chunks, b"")):
+                yield chunk
+            return
+        try:
+            yield from obstore.get(self.reader, key, options={"if_match": condition}).stream(min_chunk_size=CHUNK)
+        except (obstore.exceptions.BaseError, FileNotFoundError) as error:
+            raise _translate_read(error, self.bucket, key) from error
+
+    def _is_encrypted(self, key: str) -> bool:
+        """With the store's or the customer's own keys: then an ETag looks like the content's MD5, but is not."""
+        answer = self._ask(key, lambda: self.client.head_object(Bucket=self.bucket, Key=key))
+        return answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer
 
     def write(self, path: Path, key: str, progress: Progress = unwatched) -> Entry:
         self._ask(key, lambda: self.client.upload_file(str(path), self.bucket, key, Callback=progress))
@@ -115,7 +158,11 @@ class S3Store:
 
 
 def _translate(error: ClientError, bucket: str, key: str) -> NcrError:
-    code = str(error.response.get("Error", {}).get("Code", ""))
+    return _of_code(str(error.response.get("Error", {}).get("Code", "")), str(error), bucket, key)
+
+
+def _of_code(code: str, text: str, bucket: str, key: str) -> NcrError:
+    """`code`: what S3 calls it."""
     if code in _MISSING:
         return Rejected(f"{key} is missing in bucket {bucket}", code="s3_missing")
     if code in _CHANGED:
@@ -129,11 +176,40 @@ def _translate(error: ClientError, bucket: str, key: str) -> NcrError:
             "Check the bucket's name, the keys and their rights",
             code="s3_denied",
         )
-    return Transient(f"S3, {key}: {error}", code="s3_failed")
+    return Transient(f"S3, {key}: {text}", code="s3_failed")
 
 
-def _md5_of(answer: GetObjectOutputTypeDef) -> str | None:
-    """The MD5 of the content, where the ETag is one: not for multipart uploads nor with the store's own keys."""
-    etag = answer["ETag"].strip('"')
-    encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer
-    return etag if _MD5.fullmatch(etag) and not encrypted else None
+def _save(chunks: Iterator[bytes], path: Path, progress: Progress, aside: ThreadPoolExecutor) -> tuple[int, str, str]:
+    """Bytes, SHA-256, MD5. SHA-256 takes longest by far: it is worked out `aside`, one chunk behind."""
+    sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+    with disk_errors(), path.open("wb", buffering=0) as target:
+        hashed: Future[None] | None = None
+        for chunk in chunks:
+            if hashed:
+                hashed.result()
+            hashed = aside.submit(sha256.update, chunk)
+            target.write(chunk)
+            md5.update(chunk)
+            size += len(chunk)
+            progress(len(chunk))
+        if hashed:
+            hashed.result()
+    return size, sha256.hexdigest(), md5.hexdigest()
+
+
+def _translate_read(error: Exception, bucket: str, key: str) -> NcrError:
+    text = str(error).partition("Debug source:")[0].strip()
+    if isinstance(error, FileNotFoundError):
+        code = "NoSuchKey"
+    elif isinstance(error, obstore.exceptions.PreconditionError):
+        code = "PreconditionFailed"
+    else:
+        found = _CODE.search(text)
+        code = found[1] if found else ""
+    return _of_code(code, text, bucket, key)
+
+
+def _md5_of(etag: str) -> str | None:
+    """The MD5 of the content, where the ETag looks like one: not after multipart uploads."""
+    digest = etag.strip('"')
+    return digest if _MD5.fullmatch(digest) else None
