@@ -27,10 +27,8 @@ class Reason(StrEnum):
 
     NEW = "new"
     NO_MEMORY = "no_memory"
-    BATCH_FULL = "batch_full"
     RETRY = "retry"
     YIELDED = "yielded"
-    PAUSED = "paused"
     TARGET_BUSY = "target_busy"
     GIVEN_BACK = "given_back"
     HOST_LOST = "host_lost"
@@ -111,6 +109,8 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class NewJob:
     """A job as it is submitted. `need` is the memory to reserve for its first stage, in bytes.
+
+    `priority`: the smallest goes first, as with nice(1).
 
     `exclusive_key`: no two unfinished jobs may hold the same key; the second submit is a Conflict.
     """

@@ -189,11 +189,19 @@ def _create(url: URL, pool_size: int) -> Engine:
         options["connect_args"] = {"timeout": 30, "check_same_thread": False}
         _make_folder(url)
     elif backend == "mysql":
-        options |= {"isolation_level": "READ COMMITTED", "pool_pre_ping": True, "pool_recycle": 1800}
-        options["connect_args"] = {"connect_timeout": 3, "read_timeout": 60, "write_timeout": 60}
+        options |= {"isolation_level": "READ COMMITTED", "pool_pre_ping": True}
+        # A host that vanished in a transaction must not hold its locks for hours, nor may a dead line cost a lease.
+        options["connect_args"] = {"connect_timeout": 3, "read_timeout": 15, "write_timeout": 15}
+        options["connect_args"]["init_command"] = "SET SESSION innodb_lock_wait_timeout = 5, wait_timeout = 60"
     else:
         options["pool_pre_ping"] = True
-        options["connect_args"] = {"connect_timeout": 3, "keepalives_idle": 10, "tcp_user_timeout": 30_000}
+        options["connect_args"] = {
+            "connect_timeout": 3,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "tcp_user_timeout": 15_000,
+            "options": "-c lock_timeout=5s -c idle_in_transaction_session_timeout=30s",
+        }
     engine = create_engine(url, **options)
     if backend == "sqlite":
         event.listen(engine, "connect", _sqlite_connected)
@@ -221,12 +229,12 @@ def _sqlite_begin(connection: Connection) -> None:
     connection.exec_driver_sql("begin" if read else "begin immediate")
 
 
-# MySQL: deadlock, lock wait timeout. PostgreSQL: serialization failure, deadlock.
-_CONFLICT_CODES = {1213, 1205, "40001", "40P01"}
+# MySQL: deadlock, lock wait timeout. PostgreSQL: serialization failure, deadlock, lock timeout.
+_CONFLICT_CODES = {1213, 1205, "40001", "40P01", "55P03"}
 # MySQL: cannot connect, gone away, lost, shutdown in progress, too many connections.
 _AWAY_CODES = {2002, 2003, 2006, 2013, 2055, 1053, 1040, 1927}
 # PostgreSQL: shutdown, crash, cannot connect now, too many connections; class 08: connection exceptions.
-_AWAY_STATES = {"57P01", "57P02", "57P03", "53300"}
+_AWAY_STATES = {"57P01", "57P02", "57P03", "53300", "25P03"}
 
 
 def _code(error: DBAPIError) -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, RowMapping, Select, func, or_, select, update
+from sqlalchemy import Connection, RowMapping, Select, and_, func, or_, select, update
 
 from ncr_worker.job import OUT, Reason, State
 from ncr_worker.ledger.tables import batch, host, job
@@ -15,6 +16,7 @@ from ncr_worker.sql import Database, now
 
 WINDOW = 100  # candidates looked at in one query
 _OUT = sorted(OUT)
+_CANDIDATE = ("number", "id", "kind", "need", "batch_id", "priority", "passed", "refused_since")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Offer:
     free: int
     idle: bool
     limit: int  # bytes of the whole host: a job that runs alone may use them
+    kinds: tuple[str, ...] | None = None  # what this worker can run; None: everything
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +50,20 @@ class _Round:
     picked: list[Picked] = field(default_factory=list)
     room: dict[str, int] = field(default_factory=dict)  # batch -> jobs it may still have out
     full: set[str] = field(default_factory=set)
-    refused: dict[int, int] = field(default_factory=dict)  # job waiting for memory -> jobs that passed it
-    too_big: list[int] = field(default_factory=list)  # jobs for a larger host: none here is in their way
-    seen: set[int] = field(default_factory=set)
+    refused: dict[int, RowMapping] = field(default_factory=dict)  # jobs that wait for memory
+    passed: Counter[int] = field(default_factory=Counter)  # of these: jobs that passed them in this round
+    too_big: dict[int, RowMapping] = field(default_factory=dict)  # jobs for a larger host: none here is in their way
+    last: RowMapping | None = None  # the candidate looked at last
     barrier: bool = False  # a job that waits for memory has been passed often enough
 
     @property
     def done(self) -> bool:
         return self.barrier or len(self.picked) >= self.offer.slots
 
-    def fits(self, need: int) -> bool:
-        lone = self.offer.idle and not self.picked and need <= self.offer.limit
-        return need <= self.free or lone
+    @property
+    def most(self) -> int:
+        """Bytes that the next job may need: on an idle host the first one may have all there is."""
+        return max(self.free, self.offer.limit) if self.offer.idle and not self.picked else self.free
 
 
 class Queue:
@@ -76,12 +81,6 @@ class Queue:
         """Take the next jobs that fit; they are `dispatched` to the host when this returns."""
         return self.database.transact(lambda connection: self._pick(connection, offer))
 
-    def next_due(self) -> float | None:
-        """Seconds until the next queued job is due (0 when one is due now); None with an empty queue."""
-        query = select(func.min(job.c.next_run_at) - now()).where(job.c.state == State.QUEUED)
-        seconds = self.database.read(lambda connection: connection.execute(query).scalar_one())
-        return None if seconds is None else max(float(seconds), 0.0)
-
     def _pick(self, connection: Connection, offer: Offer) -> list[Picked]:
         round_ = _Round(offer, self.overtake_limit, offer.free)
         round_.full |= {str(batch_id) for batch_id in connection.execute(_full_batches()).scalars()}
@@ -98,29 +97,35 @@ class Queue:
 
     def _candidates(self, connection: Connection, round_: _Round) -> Sequence[RowMapping]:
         query = (
-            select(job.c.number, job.c.id, job.c.kind, job.c.need, job.c.batch_id, job.c.passed, job.c.reason)
+            select(*(job.c[name] for name in _CANDIDATE))
             .where(job.c.state == State.QUEUED, job.c.next_run_at <= now())
-            .order_by(job.c.priority.desc(), job.c.number)
+            .order_by(job.c.priority, job.c.number)
             .limit(WINDOW)
             .with_for_update(skip_locked=True)
         )
+        for dialect in ("mysql", "mariadb"):  # which otherwise sorts the queue, and so locks all of it
+            query = query.with_hint(job, "FORCE INDEX (ix_job_state_priority_number)", dialect)
+        if round_.offer.kinds is not None:
+            query = query.where(job.c.kind.in_(round_.offer.kinds))
         if round_.full:
             query = query.where(or_(job.c.batch_id.is_(None), job.c.batch_id.not_in(sorted(round_.full))))
-        if round_.seen:
-            query = query.where(job.c.number.not_in(sorted(round_.seen)))
+        if (last := round_.last) is not None:
+            later = and_(job.c.priority == last["priority"], job.c.number > last["number"])
+            # One window tells who waits for memory; behind it only what fits is of interest.
+            query = query.where(or_(job.c.priority > last["priority"], later), job.c.need <= round_.most)
         return connection.execute(query).mappings().all()
 
     def _consider(self, connection: Connection, round_: _Round, row: RowMapping) -> None:
-        round_.seen.add(row["number"])
+        round_.last = row
         batch_id = row["batch_id"]
         if batch_id and self._room(connection, round_, batch_id) <= 0:
             round_.full.add(batch_id)
             return
         if row["need"] > round_.offer.limit:
-            round_.too_big.append(row["number"])
+            round_.too_big[row["number"]] = row
             return
-        if not round_.fits(row["need"]):
-            round_.refused[row["number"]] = row["passed"]
+        if row["need"] > round_.most:
+            round_.refused[row["number"]] = row
             round_.barrier = row["passed"] >= round_.overtake_limit
             return
         self._take(connection, round_, row)
@@ -128,9 +133,10 @@ class Queue:
             round_.room[batch_id] -= 1
 
     def _room(self, connection: Connection, round_: _Round, batch_id: str) -> int:
-        """Jobs that the batch may still have out. Its row is locked: another host may be picking too."""
+        """Jobs that the batch may still have out. Its row is locked; none while another host picks from it."""
         if batch_id not in round_.room:
-            size = connection.execute(select(batch.c.size).where(batch.c.id == batch_id).with_for_update()).scalar_one()
+            query = select(batch.c.size).where(batch.c.id == batch_id).with_for_update(skip_locked=True)
+            size = connection.execute(query).scalar_one_or_none() or 0
             out = connection.execute(
                 select(func.count()).select_from(job).where(job.c.batch_id == batch_id, job.c.state.in_(_OUT))
             ).scalar_one()
@@ -147,16 +153,23 @@ class Queue:
             return
         round_.picked.append(Picked(row["number"], row["id"], row["kind"], token, row["need"]))
         round_.free -= row["need"]
-        for number in round_.refused:
-            round_.refused[number] += 1
-            round_.barrier = round_.barrier or round_.refused[number] >= round_.overtake_limit
+        for number, waiting in round_.refused.items():
+            round_.passed[number] += 1
+            round_.barrier |= waiting["passed"] + round_.passed[number] >= round_.overtake_limit
 
     def _note_refused(self, connection: Connection, round_: _Round) -> None:
-        for number, passed in round_.refused.items():
-            connection.execute(update(job).where(job.c.number == number).values(passed=passed))
-        if numbers := sorted([*round_.refused, *round_.too_big]):
-            values = {"reason": Reason.NO_MEMORY.value, "refused_since": func.coalesce(job.c.refused_since, now())}
-            connection.execute(update(job).where(job.c.number.in_(numbers)).values(**values))
+        for number, count in round_.passed.items():
+            connection.execute(update(job).where(job.c.number == number).values(passed=job.c.passed + count))
+        waiting = round_.refused | round_.too_big
+        # What waits for its batch does not wait for memory alone: its time begins anew.
+        spared = {number for number, row in waiting.items() if round_.room.get(row["batch_id"]) == 0}
+        fresh = {number for number, row in waiting.items() if row["refused_since"] is None} - spared
+        if spared:
+            connection.execute(update(job).where(job.c.number.in_(sorted(spared))).values(refused_since=None))
+        if fresh:
+            values = {"reason": Reason.NO_MEMORY.value, "refused_since": now()}
+            connection.execute(update(job).where(job.c.number.in_(sorted(fresh))).values(**values))
+        if numbers := sorted(waiting.keys() - spared):
             self._fail_hopeless(connection, numbers)
 
     def _fail_hopeless(self, connection: Connection, numbers: list[int]) -> None:

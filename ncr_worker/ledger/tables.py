@@ -92,7 +92,7 @@ job = Table(
     Column("error_code", String(50)),
     Column("error", LongText),
     Column("result", Json),
-    Index(None, "state", "priority", "number"),
+    Index(None, "state", "priority", "number"),  # the order of the pick, so that it reads and locks no more
     Index(None, "batch_id", "state"),
     Index(None, "host", "state"),
     Index(None, "kind", "ref"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from ledgers import (
@@ -23,6 +24,7 @@ from ledgers import (
 
 from ncr_worker.job import OUT, NewBatch, Reason, State
 from ncr_worker.ledger import Ledger, Offer
+from ncr_worker.ledger.queue import WINDOW
 from ncr_worker.pipeline import MIB
 from ncr_worker.sql import Database
 
@@ -54,9 +56,9 @@ def picked(ledger: Ledger, what: Offer) -> list[str]:
 
 
 # --- order --------------------------------------------------------------------------------------------
-def test_the_highest_priority_first_then_the_oldest(ledger: Ledger) -> None:
-    first, urgent, second = submit(ledger), submit(ledger, priority=5), submit(ledger)
-    low = submit(ledger, priority=-1)
+def test_the_smallest_priority_first_then_the_oldest(ledger: Ledger) -> None:
+    first, urgent, second = submit(ledger), submit(ledger, priority=-5), submit(ledger)
+    low = submit(ledger, priority=1)
     assert picked(ledger, offer()) == [urgent, first, second, low]
 
 
@@ -238,3 +240,47 @@ def test_two_hosts_picking_at_once_never_get_the_same_job(ledger: Ledger) -> Non
     with ThreadPoolExecutor(2) as pool:
         one, two = pool.map(feed, ("h1", "h2"))
     assert sorted(one + two) == sorted(jobs)
+
+
+# --- long queues --------------------------------------------------------------------------------------
+def test_a_job_that_fits_is_found_behind_any_number_that_do_not(ledger: Ledger) -> None:
+    ledger.intake.submit([new_job(need=900 * MIB) for _ in range(3 * WINDOW)])
+    fits = submit(ledger, need=10 * MIB)
+    assert picked(ledger, offer(free=100)) == [fits]
+
+
+def test_only_what_this_worker_can_run(ledger: Ledger) -> None:
+    submit(ledger, kind="new_kind")
+    known = submit(ledger)
+    assert picked(ledger, replace(offer(), kinds=("deliver",))) == [known]
+
+
+def test_while_one_host_picks_another_one_picks_the_next(ledger: Ledger, database: Database) -> None:
+    if database.dialect == "sqlite":
+        pytest.skip("SQLite serves one host")
+    jobs = [new_job() for _ in range(3 * WINDOW)]
+    ledger.intake.submit(jobs)
+    with database.engine.connect() as connection, connection.begin():
+        ledger.queue._pick(connection, offer("h1"))  # not committed yet
+        assert len(picked(ledger, offer("h2"))) == 4
+
+
+def test_a_batch_that_another_host_picks_from_is_passed_over(ledger: Ledger, database: Database) -> None:
+    if database.dialect == "sqlite":
+        pytest.skip("SQLite serves one host")
+    ledger.intake.submit([new_job(batch_id="b") for _ in range(8)], NewBatch("b", "ann", 4))
+    with database.engine.connect() as connection, connection.begin():
+        ledger.queue._pick(connection, offer("h1", slots=2))
+        single = submit(ledger)
+        assert picked(ledger, offer("h2")) == [single]
+
+
+def test_time_spent_waiting_for_the_batch_is_not_held_against_a_job(ledger: Ledger) -> None:
+    ledger.intake.submit([new_job(batch_id="b", need=need * MIB) for need in (900, 100)], NewBatch("b", "ann", 1))
+    big = ledger.reads.jobs_of("b")[0]
+    assert len(picked(ledger, offer(free=0))) == 0
+    assert ledger.reads.job(big.id).reason == Reason.NO_MEMORY
+    alter(ledger, big.id, refused_since=1.0)
+    assert len(picked(ledger, offer(free=200))) == 1  # the small one: now the batch is full
+    assert picked(ledger, offer(free=0)) == []
+    assert ledger.reads.job(big.id).state == State.QUEUED
