@@ -16,14 +16,17 @@ from typing import Any
 from ledgers import figures, new_job, opened
 
 from ncr_worker.board import Board
-from ncr_worker.job import Job
+from ncr_worker.errors import Transient
+from ncr_worker.job import Job, State
 from ncr_worker.ledger import Ledger, Offer, Picked
-from ncr_worker.memory.slots import Slots
+from ncr_worker.memory.domain import Domain
+from ncr_worker.memory.slots import Phase, Slots
 from ncr_worker.pipeline import GIB, Args, Parcel, Pipeline, stage
 from ncr_worker.runner import Runner
 from ncr_worker.sandbox.process import free_port
 from ncr_worker.settings import Settings
 from ncr_worker.sql import Database
+from ncr_worker.worker.feeder import Feeder
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
@@ -82,7 +85,10 @@ class Tally(Parcel):
     done: tuple[str, ...] = ()
 
 
-def step(name: str, work: Callable[[Any, Tally], object] = lambda _run, _parcel: None, **options: Any) -> Any:
+Work = Callable[[Any, Tally], object]
+
+
+def step(name: str, work: Work = lambda _run, _parcel: None, **options: Any) -> Any:
     """A stage that does `work` and adds its name."""
 
     def function(run: Any, parcel: Tally) -> Tally:
@@ -141,3 +147,96 @@ def worker_host(folder: Path, **changes: Any) -> Iterator[WorkerHost]:
         resources.callback(host.board.close)
         host.ledger.hosts.register(settings.host, "test", figures(limit_bytes=1000 * GIB))
         yield host
+
+
+class Pool:
+    """Runs each message in a fork of its own; `lose`: so many messages never arrive."""
+
+    def __init__(self, host: WorkerHost, children: Children, kind: Pipeline[Any], *, lose: int = 0) -> None:
+        self.host = host
+        self.children = children
+        self.kind = kind
+        self.lose = lose
+        self.sent: list[tuple[str, int, int]] = []
+        self.pids: list[int] = []
+
+    def send(self, job: Picked, slot: int) -> None:
+        self.sent.append((job.job_id, job.token, slot))
+        if self.lose:
+            self.lose -= 1
+            return
+        self.pids.append(self.children.start(lambda: self._work(job, slot)))
+
+    def _work(self, job: Picked, slot: int) -> None:
+        child = WorkerHost(self.host.settings, Database(self.host.settings.ledger_url))
+        child.slots = self.host.slots
+        child.runner(self.kind).run(job.kind, job.job_id, job.token, slot)
+
+
+def nobody(_job: Picked, _slot: int) -> None:
+    """A pool that takes no message."""
+
+
+def started(host: WorkerHost, send: Callable[[Picked, int], object]) -> Feeder:
+    """A registered feeder on a host of 1000 MiB, of which jobs may use 800."""
+    feeder = Feeder(host.settings, host.ledger, host.slots, send)
+    folder = host.settings.work_folder / "kernel"
+    (folder / "proc").mkdir(parents=True, exist_ok=True)
+    (folder / "proc/meminfo").write_text(f"MemTotal: {1000 * 1024} kB\nAnonPages: 0 kB\nShmem: 0 kB\n")
+    feeder.budget.domain = Domain(root=folder)
+    feeder.start()
+    return feeder
+
+
+def until(feeder: Feeder, condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Rounds of the feeder until `condition`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        feeder.round()
+        time.sleep(0.005)
+
+
+def state(host: WorkerHost, job_id: str) -> State:
+    return host.ledger.reads.job(job_id).state
+
+
+def is_idle(feeder: Feeder) -> bool:
+    """It holds nothing, and nothing is reserved."""
+    slots = [feeder.slots.read(index) for index in range(feeder.slots.count)]
+    return not feeder.held and all(slot.phase is Phase.FREE and slot.reserved == 0 for slot in slots)
+
+
+def waiting(gate: Path) -> Callable[[Any, Tally], None]:
+    """A stage that goes on until `gate` exists, and obeys orders."""
+
+    def work(run: Any, _parcel: Tally) -> None:
+        while not gate.exists():
+            run.advance(files=0)
+            time.sleep(0.01)
+
+    return work
+
+
+def deaf(_run: Any, _parcel: Tally) -> None:
+    time.sleep(600)
+
+
+def raising(*errors: BaseException) -> Work:
+    """Raises these, one at each call, then does nothing."""
+    left = list(errors)
+
+    def work(_run: Any, _parcel: Tally) -> None:
+        if left:
+            raise left.pop(0)
+
+    return work
+
+
+def soon(**options: Any) -> Transient:
+    return Transient("S3 is away", code="s3_unavailable", **{"retry_in": 0.0} | options)
+
+
+def noting(ran: list[str], name: str) -> Work:
+    """Adds the name to the list."""
+    return lambda _run, _parcel: ran.append(name)

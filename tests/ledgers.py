@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,6 +96,11 @@ def start(ledger: Ledger, host: str = "h1", **changes: Any) -> Job:
     """A new job, running on `host`. Nothing else may be queued."""
     submit(ledger, **changes)
     return claim(ledger, pick_one(ledger, host))
+
+
+def waits(ledger: Ledger, job_id: str) -> float:
+    """Seconds until a queued job is due."""
+    return ledger.reads.job(job_id).next_run_at - time.time()
 
 
 def holds(ledger: Ledger) -> dict[str, int]:

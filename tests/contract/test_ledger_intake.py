@@ -190,15 +190,6 @@ def test_the_backlog_tells_kinds_reasons_and_what_is_due_later(ledger: Ledger) -
     assert found == {("deliver", "retry"): (1, 1, 30), ("deliver", "new"): (2, 0, 30), ("csv", "new"): (1, 0, 1)}
 
 
-def test_the_next_due_time_is_that_of_the_first_job(ledger: Ledger) -> None:
-    assert ledger.queue.next_due() is None
-    job = start(ledger)
-    ledger.work.give_back(job, reason=Reason.RETRY, retry_in=60)
-    assert ledger.queue.next_due() == pytest.approx(60, abs=5)
-    submit(ledger)
-    assert ledger.queue.next_due() == 0
-
-
 def test_the_counts_of_a_batch_follow_its_jobs(ledger: Ledger) -> None:
     jobs = [new_job(batch_id="b") for _ in range(3)]
     ledger.intake.submit(jobs, NewBatch("b", "ann", 5))

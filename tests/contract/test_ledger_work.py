@@ -7,7 +7,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from ledgers import DATABASES, alter, claim, emptied, holds, new_job, offer, pick_one, shared_database, start, submit
+from ledgers import (
+    DATABASES,
+    alter,
+    claim,
+    emptied,
+    holds,
+    new_job,
+    offer,
+    pick_one,
+    shared_database,
+    start,
+    submit,
+    waits,
+)
 
 from ncr_worker.errors import Cancelled, GivenBack, LostOwnership
 from ncr_worker.job import Job, NewBatch, Reason, State
@@ -338,7 +351,7 @@ def test_deaths_are_followed_by_longer_and_longer_pauses(ledger: Ledger) -> None
         job = claim(ledger, pick_one(ledger))
         assert job.token is not None
         ledger.work.lost(job.number, job.token, "died")
-        pauses.append(ledger.queue.next_due() or 0.0)
+        pauses.append(waits(ledger, job_id))
     assert pauses == sorted(pauses)
     assert pauses[-1] == pytest.approx(2.0, abs=0.5)
 

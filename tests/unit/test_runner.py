@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine import Children, Tally, WorkerHost, pipeline, step, worker_host
-from ledgers import alter, claim, holds
+from engine import Children, Tally, WorkerHost, noting, pipeline, raising, soon, step, worker_host
+from ledgers import alter, waits
 
-from ncr_worker.errors import Busy, GivenBack, NcrError, Rejected, Transient
-from ncr_worker.job import Event, Job, Reason, State
-from ncr_worker.ledger import Checkpoint
-from ncr_worker.memory.slots import Order, Phase
+from ncr_worker.errors import Busy, GivenBack, NcrError, Rejected
+from ncr_worker.job import Job, Reason, State
+from ncr_worker.memory.slots import Phase
 from ncr_worker.pipeline import MIB
 from ncr_worker.sql import Database, DatabaseAway
-
-Work = Callable[[Any, Tally], object]
 
 
 @pytest.fixture
@@ -27,40 +23,12 @@ def host(tmp_path: Path) -> Iterator[WorkerHost]:
         yield host
 
 
-def raising(*errors: BaseException) -> Work:
-    """Raises these, one at each call, then does nothing."""
-    left = list(errors)
-
-    def work(_run: Any, _parcel: Tally) -> None:
-        if left:
-            raise left.pop(0)
-
-    return work
-
-
-def soon(**options: Any) -> Transient:
-    return Transient("S3 is away", code="s3_unavailable", **{"retry_in": 0.0} | options)
-
-
-def noting(ran: list[str], name: str) -> Work:
-    """Adds the name to the list."""
-    return lambda _run, _parcel: ran.append(name)
-
-
 def folder(host: WorkerHost, job: Job) -> Path:
     return host.settings.jobs_folder / job.id
 
 
 def due(host: WorkerHost, job: Job) -> None:
     alter(host.ledger, job.id, next_run_at=0.0)
-
-
-def pause(host: WorkerHost) -> float:
-    return host.ledger.queue.next_due() or 0.0
-
-
-def states(events: list[Event]) -> list[str]:
-    return [event.state for event in events]
 
 
 # --- the way through ----------------------------------------------------------------------------------
@@ -217,7 +185,7 @@ def test_an_error_that_stays_costs_an_attempt_and_waits_longer_each_time(host: W
         job = host.run(kind)
         assert (job.state, job.reason, job.attempt) == (State.QUEUED, Reason.RETRY, attempt)
         assert (job.error_code, job.error) == ("s3_unavailable", "S3 is away")
-        pauses.append(pause(host))
+        pauses.append(waits(host.ledger, job.id))
         due(host, job)
     assert pauses == [pytest.approx(30, abs=5), pytest.approx(60, abs=5)]
     job = host.run(kind)
@@ -227,8 +195,8 @@ def test_an_error_that_stays_costs_an_attempt_and_waits_longer_each_time(host: W
 
 def test_the_wait_that_the_other_side_asks_for_is_the_least(host: WorkerHost) -> None:
     host.submit()
-    host.run(pipeline(step("validate", raising(soon(retry_in=500.0)), attempts=1)))
-    assert pause(host) == pytest.approx(500, abs=10)
+    job = host.run(pipeline(step("validate", raising(soon(retry_in=500.0)), attempts=1)))
+    assert waits(host.ledger, job.id) == pytest.approx(500, abs=10)
 
 
 @pytest.mark.parametrize(
@@ -283,187 +251,6 @@ def test_a_ledger_that_is_away_leaves_the_slot_dirty(host: WorkerHost, monkeypat
         host.runner(pipeline(step("plan"))).run("tally", picked.job_id, picked.token, 0)
     assert host.slots.read(0).phase is Phase.LEFT_DIRTY
     assert host.ledger.reads.job(picked.job_id).state is State.RUNNING
-
-
-# --- orders -------------------------------------------------------------------------------------------
-def ordered(host: WorkerHost, order: Order) -> Work:
-    """Gets this order in the middle of a stage, and reports progress as every stage does."""
-
-    def work(run: Any, _parcel: Tally) -> None:
-        (run.folder / "half").touch()
-        if order is Order.CANCEL:
-            host.ledger.intake.cancel(run.job.id, actor="ann")
-        host.slots.order(0, order)
-        run.advance(files=1)
-        raise AssertionError("the order was not obeyed")
-
-    return work
-
-
-def test_a_job_that_is_cancelled_stops_and_cleans_up(host: WorkerHost) -> None:
-    host.submit(exclusive_key="target")
-    job = host.run(pipeline(step("fetch", ordered(host, Order.CANCEL))))
-    assert (job.state, job.error_code) == (State.CANCELLED, "cancelled")
-    assert not folder(host, job).exists()
-    assert holds(host.ledger) == {}
-    assert host.slots.read(0).phase is Phase.LEFT
-
-
-def test_a_job_that_is_given_back_costs_no_attempt_and_leaves_no_files(host: WorkerHost) -> None:
-    host.submit()
-    job = host.run(pipeline(step("plan"), step("fetch", ordered(host, Order.GIVE_BACK))))
-    assert (job.state, job.reason, job.attempt) == (State.QUEUED, Reason.GIVEN_BACK, 0)
-    assert pause(host) == 0
-    assert not folder(host, job).exists()
-
-
-def test_a_job_that_is_not_ours_any_more_is_left_alone(host: WorkerHost) -> None:
-    host.submit()
-    job = host.run(pipeline(step("fetch", ordered(host, Order.LOST))))
-    assert job.state is State.RUNNING  # whoever ordered this knows better
-    assert host.slots.read(0).phase is Phase.LEFT
-
-
-def test_orders_are_obeyed_between_two_tries_too(host: WorkerHost) -> None:
-    def work(_run: Any, _parcel: Tally) -> None:
-        host.slots.order(0, Order.GIVE_BACK)
-        raise soon(retry_in=3600.0)
-
-    host.submit()
-    assert host.run(pipeline(step("validate", work, attempts=3))).reason == Reason.GIVEN_BACK
-
-
-def test_a_cancel_is_noticed_between_stages_without_any_order(host: WorkerHost) -> None:
-    ran: list[str] = []
-    plan = step("plan", lambda run, _parcel: host.ledger.intake.cancel(run.job.id, actor="ann"))
-    host.submit()
-    job = host.run(pipeline(plan, step("fetch", noting(ran, "fetch"))))
-    assert job.state is State.CANCELLED
-    assert ran == []
-
-
-def test_ownership_is_asked_of_the_ledger_before_an_outside_effect(host: WorkerHost) -> None:
-    outside: list[str] = []
-
-    def publish(run: Any, _parcel: Tally) -> None:
-        host.ledger.work.lost(run.job.number, run.job.token, "no heartbeat")
-        run.confirm_ownership()
-        outside.append("published")
-
-    host.submit()
-    job = host.run(pipeline(step("publish", publish)))
-    assert outside == []
-    assert (job.state, job.reason) == (State.QUEUED, Reason.WORKER_LOST)
-
-
-def test_a_run_that_was_replaced_does_not_end_the_job(host: WorkerHost) -> None:
-    def slow(run: Any, _parcel: Tally) -> None:
-        host.ledger.work.lost(run.job.number, run.job.token, "no heartbeat")
-
-    host.submit()
-    job = host.run(pipeline(step("fetch", slow)))
-    assert job.state is State.QUEUED
-    assert "succeeded" not in states(host.ledger.reads.events(job.id))
-
-
-def test_a_target_that_another_job_holds_is_waited_for(host: WorkerHost) -> None:
-    host.submit(kind="other", exclusive_key="target")
-    claim(host.ledger, host.pick())
-    kind = pipeline(step("publish", lambda run, _parcel: run.hold("target")))
-    host.submit()
-    job = host.run(kind)
-    assert (job.state, job.reason, job.attempt) == (State.QUEUED, Reason.TARGET_BUSY, 0)
-    assert pause(host) == pytest.approx(2, abs=1)
-
-
-# --- memory -------------------------------------------------------------------------------------------
-def test_a_stage_that_needs_more_yields_with_its_need_and_costs_no_attempt(host: WorkerHost) -> None:
-    host.submit(need=100 * MIB)
-    kind = pipeline(step("plan"), step("pack", memory=lambda _parcel: 300 * MIB), memory=100 * MIB)
-    job = host.run(kind)
-    assert (job.state, job.reason, job.attempt, job.need) == (State.QUEUED, Reason.YIELDED, 0, 300 * MIB)
-    job = host.run(kind)
-    assert (job.state, job.attempt) == (State.SUCCEEDED, 1)
-    running = [event.stage for event in host.ledger.reads.events(job.id) if event.state == "running"]
-    assert running == ["plan", "pack", "pack"]
-
-
-def test_a_stage_that_needs_less_lowers_the_charge(host: WorkerHost) -> None:
-    charged: list[int] = []
-    look = step("upload", lambda _r, _p: charged.append(host.slots.read(0).reserved), memory=lambda _parcel: 10 * MIB)
-    host.submit(need=100 * MIB)
-    assert host.run(pipeline(look, memory=100 * MIB)).state is State.SUCCEEDED
-    assert charged == [10 * MIB]
-
-
-# --- cleaning up outside ------------------------------------------------------------------------------
-def with_abandon(host: WorkerHost, work: Work) -> tuple[Job, list[tuple[str, ...]]]:
-    abandoned: list[tuple[str, ...]] = []
-
-    def abandon(run: Any, parcel: Tally) -> None:
-        assert holds(host.ledger), "the key is held until everything is clean"
-        abandoned.append(parcel.done)
-
-    host.submit(exclusive_key="target", max_attempts=2)
-    return host.run(pipeline(step("plan"), step("upload", work, attempts=1), abandon=abandon)), abandoned
-
-
-def test_a_job_that_fails_is_cleaned_up_outside_first(host: WorkerHost) -> None:
-    job, abandoned = with_abandon(host, raising(Rejected("no")))
-    assert job.state is State.FAILED
-    assert abandoned == [("plan",)]
-
-
-def test_a_job_that_is_cancelled_is_cleaned_up_outside_too(host: WorkerHost) -> None:
-    job, abandoned = with_abandon(host, ordered(host, Order.CANCEL))
-    assert job.state is State.CANCELLED
-    assert abandoned == [("plan",)]
-
-
-@pytest.mark.parametrize("work", [raising(), raising(soon()), raising(GivenBack("", reason=Reason.TARGET_BUSY))])
-def test_a_job_that_succeeds_or_comes_back_is_not_cleaned_up(host: WorkerHost, work: Work) -> None:
-    _job, abandoned = with_abandon(host, work)
-    assert abandoned == []
-
-
-def test_a_job_asked_to_stop_while_its_stage_fails_is_cleaned_up(host: WorkerHost) -> None:
-    def work(run: Any, _parcel: Tally) -> None:
-        host.ledger.intake.cancel(run.job.id, actor="ann")
-        raise soon()
-
-    job, abandoned = with_abandon(host, work)
-    assert job.state is State.CANCELLED
-    assert abandoned == [("plan",)]
-    assert not folder(host, job).exists()
-
-
-def test_a_failing_clean_up_does_not_hide_why_the_job_ended(host: WorkerHost, caplog: pytest.LogCaptureFixture) -> None:
-    def abandon(_run: Any, _parcel: Tally) -> None:
-        raise OSError("SFTP is away")
-
-    host.submit()
-    job = host.run(pipeline(step("plan", raising(Rejected("no", code="unknown_sku"))), abandon=abandon))
-    assert (job.state, job.error_code) == (State.FAILED, "unknown_sku")
-    assert any("clean up" in record.message for record in caplog.records if record.levelno == logging.ERROR)
-
-
-def test_after_too_many_deaths_the_last_run_only_cleans_up(host: WorkerHost) -> None:
-    job_id = host.submit(max_attempts=1, exclusive_key="target")
-    job = claim(host.ledger, host.pick())
-    host.ledger.work.enter(job, "upload", done=Checkpoint(0, "plan", None, Tally(args={}).model_dump_json()))
-    assert job.token is not None
-    host.ledger.work.lost(job.number, job.token, "process 17 died")
-    alter(host.ledger, job_id, next_run_at=0.0)
-    done: list[str] = []
-    kind = pipeline(
-        step("plan"),
-        step("upload", noting(done, "upload")),
-        abandon=noting(done, "abandon"),
-    )
-    failed = host.run(kind)
-    assert done == ["abandon"]
-    assert (failed.state, failed.error_code) == (State.FAILED, "worker_lost")
-    assert "process 17 died" in (failed.error or "")
 
 
 # --- the whole in a child -----------------------------------------------------------------------------
