@@ -1,10 +1,17 @@
-"""Zip files: the same input always gives the same bytes. Streamed, so memory does not grow with the files."""
+"""Zip files: the same input always gives the same bytes. Streamed, so memory does not grow with the files.
+
+Deflated by threads, in blocks that know nothing of each other: what a block becomes depends on its content alone.
+"""
 
 from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -14,8 +21,11 @@ from ncr_worker.errors import Transient
 from ncr_worker.stores import CHUNK, Progress, unwatched
 from ncr_worker.stores.file import disk_errors
 
-LEVEL = 1
-"""isal's level: ten times as fast as zlib's 6 for 2 % larger files (measured)."""
+LEVEL = 2
+"""isal's level: a dozen times as fast as zlib's 6 (measured)."""
+THREADS = 2
+AHEAD = 2 * THREADS
+"""Blocks of CHUNK bytes that are in memory before their turn to be written."""
 
 COMPRESSED = re.compile(
     r".*\.(7z|aac|avif|basis|br|bz2|docx|flac|gif|gz|heic|jpe?g|ktx2|m4a|mkv|mov|mp3|mp4|ogg|opus"
@@ -27,6 +37,17 @@ COMPRESSED = re.compile(
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _REGULAR_FILE = 0o100644 << 16
 _UNIX = 3
+_LAST = b"\x03\x00"
+"""An empty deflate block that says: no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """`deflated`: what a thread makes of `content`; None: stored as it is."""
+
+    entry: zipfile.ZipInfo
+    content: bytes
+    deflated: Future[bytes] | None
 
 
 def pack(target: Path, files: Iterable[tuple[str, Path]], progress: Progress = unwatched) -> int:
@@ -34,29 +55,80 @@ def pack(target: Path, files: Iterable[tuple[str, Path]], progress: Progress = u
 
     `progress` counts bytes read. Raises Transient: the disk is full, a file is not readable.
     """
-    with disk_errors(), zipfile.ZipFile(target, "w") as archive:
-        for name, path in sorted(files):
-            _add(archive, name, path, progress)
+    with (
+        disk_errors(),
+        zipfile.ZipFile(target, "w") as archive,
+        ThreadPoolExecutor(THREADS, thread_name_prefix="deflate") as threads,
+    ):
+        for entry, blocks in groupby(_ahead(_blocks(sorted(files), threads)), key=lambda block: block.entry):
+            _write(archive, entry, blocks, progress)
     return target.stat().st_size
 
 
-def _add(archive: zipfile.ZipFile, name: str, path: Path, progress: Progress) -> None:
+def _blocks(files: Iterable[tuple[str, Path]], threads: ThreadPoolExecutor) -> Iterator[_Block]:
+    """At least one for each file, also for an empty one."""
+    for name, path in files:
+        entry = _entry(name, path)
+        with path.open("rb", buffering=0) as source:
+            content = source.read(CHUNK)
+            while True:
+                stored = entry.compress_type == zipfile.ZIP_STORED
+                yield _Block(entry, content, None if stored else threads.submit(_deflate, content))
+                content = source.read(CHUNK)
+                if not content:
+                    break
+
+
+def _ahead(blocks: Iterator[_Block]) -> Iterator[_Block]:
+    """The same blocks; the next ones are in the works while one is used."""
+    waiting: deque[_Block] = deque()
+    for block in blocks:
+        waiting.append(block)
+        if len(waiting) > AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _entry(name: str, path: Path) -> zipfile.ZipInfo:
     entry = zipfile.ZipInfo(name, _EPOCH)
     entry.external_attr = _REGULAR_FILE
     entry.create_system = _UNIX
-    entry.file_size = size = path.stat().st_size  # so zip64 is used exactly where it is needed
-    stored = COMPRESSED.fullmatch(name) is not None
-    entry.compress_type = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
-    with path.open("rb") as source, archive.open(entry, "w") as sink:
-        if not stored:
-            _deflate_with_isal(sink)
-        while chunk := source.read(CHUNK):
-            sink.write(chunk)
-            progress(len(chunk))
-    if entry.file_size != size:
-        raise Transient(f"{name} changed its size while it was packed", code="disk_failed")
+    entry.file_size = path.stat().st_size  # so zip64 is used exactly where it is needed
+    entry.compress_type = zipfile.ZIP_STORED if COMPRESSED.fullmatch(name) else zipfile.ZIP_DEFLATED
+    return entry
 
 
-def _deflate_with_isal(sink: IO[bytes]) -> None:
-    # zipfile has no official way to choose a compressor; the attribute is the same in Python 3.11 to 3.14.
-    cast(Any, sink)._compressor = isal_zlib.compressobj(LEVEL, isal_zlib.DEFLATED, -15)
+def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, blocks: Iterable[_Block], progress: Progress) -> None:
+    expected = entry.file_size
+    with archive.open(entry, "w") as sink:
+        deflated = _Deflated(sink) if entry.compress_type == zipfile.ZIP_DEFLATED else None
+        for block in blocks:
+            if deflated and block.deflated:
+                deflated.next = block.deflated.result()
+            sink.write(block.content)
+            progress(len(block.content))
+    if entry.file_size != expected:
+        raise Transient(f"{entry.filename} changed its size while it was packed", code="disk_failed")
+
+
+class _Deflated:
+    """Takes the compressor's place in zipfile, which then counts and checks as ever: gives out what threads have made.
+
+    zipfile has no official way to choose a compressor; the attribute is the same in Python 3.11 to 3.14.
+    """
+
+    def __init__(self, sink: IO[bytes]) -> None:
+        self.next = b""
+        cast(Any, sink)._compressor = self
+
+    def compress(self, _content: bytes) -> bytes:
+        return self.next
+
+    def flush(self) -> bytes:
+        return _LAST
+
+
+def _deflate(content: bytes) -> bytes:
+    """`content` as deflate blocks that end at a byte's end and are not the last ones."""
+    compressor = isal_zlib.compressobj(LEVEL, isal_zlib.DEFLATED, -15)
+    return compressor.compress(content) + compressor.flush(isal_zlib.Z_SYNC_FLUSH)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
+import threading
 import zipfile
 from pathlib import Path
 
@@ -72,6 +74,30 @@ def test_the_same_files_give_the_same_bytes(files: list[tuple[str, Path]], tmp_p
         path.chmod(0o600)
     archive.pack(tmp_path / "two.zip", reversed(files))
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+
+
+def test_which_thread_is_faster_makes_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "long"
+    path.write_bytes(b"".join(random.Random(n).randbytes(1000) * (CHUNK // 800) for n in range(4)) + b"end")
+    files = [("a.glb", path), ("b.glb", path)]
+    archive.pack(tmp_path / "one.zip", files)
+    real, evens = archive._deflate, threading.Semaphore(0)
+    calls = itertools.count()
+
+    def every_other_waits(content: bytes) -> bytes:
+        number = next(calls)
+        if number % 2:
+            evens.release()  # only now the block before it goes on
+        elif number < 10:
+            evens.acquire()
+        return real(content)
+
+    monkeypatch.setattr(archive, "_deflate", every_other_waits)
+    archive.pack(tmp_path / "two.zip", files)
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "two.zip") as packed:
+        assert packed.testzip() is None
+        assert packed.read("b.glb") == path.read_bytes()
 
 
 def test_progress_counts_what_is_read(files: list[tuple[str, Path]], tmp_path: Path) -> None:
