@@ -169,6 +169,17 @@ class Settings(BaseSettings):
     sftp_root: str = Field(".", description="Folder on the SFTP server under which targets are written")
     sftp_timeout: float = Field(30, gt=0, description="Seconds without any progress after which SFTP is cut")
     sftp_parallel: int = Field(2, gt=0, description="Files that one job uploads at once")
+    sftp_publish: str = Field(
+        "rename",
+        pattern="^(rename|symlink)$",
+        description="How a delivery appears: rename (two renames) or symlink (a link is switched in one step)",
+    )
+    sftp_file_mode: str = Field(
+        "", pattern="^(0?[67][0-7]{2})?$", description="Mode of delivered files, e.g. 0644; empty: the server's default"
+    )
+    sftp_folder_mode: str = Field(
+        "", pattern="^(0?7[0-7]{2})?$", description="Mode of new folders, e.g. 0755; empty: the server's default"
+    )
     sftp_backups: int = Field(0, ge=0, description="Earlier deliveries kept hidden beside each target")
     layout_file: str = Field("", description="TOML file with layout rules; empty: the built-in rules")
 

@@ -78,7 +78,7 @@ class World:
     """One job's files everywhere. `names`: path below `{job_id}/{sku}/` -> content."""
 
     s3: S3
-    target: ServerProcess
+    target: Any
     settings: Settings
     args: DeliverArgs
     sku: str
@@ -124,7 +124,8 @@ class World:
 
     @property
     def root(self) -> Path:
-        return cast(Path, self.target.root)  # type: ignore[attr-defined]
+        """What is SFTP_ROOT to clients."""
+        return cast(Path, self.target.root) / self.settings.sftp_root
 
     def delivered(self) -> dict[str, bytes]:
         """What lies at the target: path relative to it -> content."""
@@ -140,14 +141,17 @@ class World:
             run.close()
 
 
-def a_world(s3: S3, validator: ServerProcess, target: ServerProcess, folder: Path, sku: str = "") -> World:
-    """A job of five files: a model, a material, a texture, a source and a sheet."""
+def a_world(s3: S3, validator: ServerProcess, target: Any, folder: Path, sku: str = "", **changes: Any) -> World:
+    """A job of five files: a model, a material, a texture, a source and a sheet. `changes`: further settings.
+
+    `target`: an SFTP server, with `env()`, and `root`, the folder in which its sessions begin.
+    """
     unique = uuid4().hex[:10]
     sku = f"{sku or 'SKU'}-{unique}"
     url = f"sqlite:///{folder / 'catalog.sqlite3'}"
     names = {name.lower(): value for server in (s3, validator, target) for name, value in server.env().items()}
     settings = Settings.model_validate(
-        names | {"database_url": url, "work_folder": folder, "sftp_timeout": 10, "validator_timeout": 20}
+        names | {"database_url": url, "work_folder": folder, "sftp_timeout": 10, "validator_timeout": 20} | changes
     )
     world = World(s3, target, settings, _args(unique), sku, {}, folder)
     noise = random.Random(unique)

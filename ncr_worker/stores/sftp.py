@@ -1,32 +1,33 @@
 """The SFTP server that deliveries go to (paramiko, tuned as docs/decisions/0011-sftp-publish.md tells).
 
-The host key is checked against the pinned fingerprints before any credential is sent. One connection for each
-process, with a channel for each parallel file, made anew when it was cut.
+One connection for each process (`ssh.py`), with a channel for each parallel file, made anew when it was cut.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import posixpath
-import socket
 import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import paramiko
+from paramiko.sftp import CMD_EXTENDED
 
 from ncr_worker.errors import ConfigError, NcrError, Rejected, Transient
 from ncr_worker.settings import Settings
 from ncr_worker.stores import Progress, unwatched
 from ncr_worker.stores.file import disk_errors
+from ncr_worker.stores.pipelining import PipelinedWrites
+from ncr_worker.stores.ssh import fingerprint, open_transport
 
 WRITE = 32_000
 """Bytes for each write request: with its header it fits one SSH packet of 32 KiB. Larger is slower (measured)."""
-KEEPALIVE = 15
-_TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
 
 
 def target(settings: Settings) -> SftpTarget:
@@ -44,13 +45,15 @@ class SftpTarget:
         self._lock = threading.Lock()
         self._transport: paramiko.Transport | None = None
         self._idle: list[paramiko.SFTPClient] = []
+        self._hashes = True  # until the server says that it has none
 
     # --- files ---------------------------------------------------------------------------------------
-    def upload(self, path: Path, remote: str, progress: Progress = unwatched) -> None:
+    def upload(self, path: Path, remote: str, progress: Progress = unwatched, *, sha256: str = "") -> None:
         """Copy the local file `path` to `remote`, going on after what an earlier cut left there.
 
         So `remote` must be a name under which never anything but this content is written. A server applies writes
-        in the order in which they arrive: what is there is a prefix of the file.
+        in the order in which they arrive: what is there is a prefix of the file. Its size is verified, and
+        `sha256` (hex) too where the server has the extension `check-file`.
         """
         with disk_errors(), path.open("rb") as source, self._client() as client:
             size = os.fstat(source.fileno()).st_size
@@ -59,13 +62,15 @@ class SftpTarget:
                 sink, done = client.open(remote, "wb"), 0
             else:
                 sink = client.open(remote, "r+b")
-            with sink:
-                sink.seek(done)
+            with _refused_writes(client, remote, size), sink:
                 source.seek(done)
                 progress(done)
-                _send(source.read, sink, size - done, progress)
+                _send(source.read, PipelinedWrites(sink, done), size - done, progress)
             if (arrived := _size(client, remote)) != size:
                 raise Transient(f"{remote}: {arrived} of {size:,} bytes arrived (disk full?)", code="sftp_failed")
+            if sha256 and self._hashes:
+                self._hashes = _require_hash(client, remote, sha256)
+            _set_mode(client, remote, "SFTP_FILE_MODE", self._settings.sftp_file_mode)
 
     def exists(self, path: str) -> bool:
         with self._client() as client:
@@ -74,7 +79,47 @@ class SftpTarget:
     def rename(self, old: str, new: str) -> None:
         """Rename a file or folder. Never replaces: raises Transient or Rejected when `new` exists."""
         with self._client() as client:
-            client.rename(old, new)
+            try:
+                client.rename(old, new)
+            except OSError as error:
+                if not _is_refusal(error) or _exists(client, new):
+                    raise
+                text = f"the SFTP server refuses to rename {old} to {new} ({error}); its owner must allow renaming"
+                kind = Rejected if _is_final(error) else Transient
+                raise kind(f"{text} in that folder, or set SFTP_PUBLISH=symlink", code="sftp_rename_refused") from error
+
+    # --- links ---------------------------------------------------------------------------------------
+    def link(self, folder: str, path: str) -> None:
+        """Make `path` a symbolic link to `folder` beside it, in one step that replaces an earlier link.
+
+        Raises ConfigError when the server has no symbolic links.
+        """
+        part = f"{folder}.link"
+        with self._client() as client:
+            try:
+                if _exists(client, part):
+                    client.remove(part)
+                client.symlink(posixpath.basename(folder), part)
+                client.posix_rename(part, path)
+            except OSError as error:
+                # Not found: the server takes the names of a link in the other order than OpenSSH.
+                if not _is_refusal(error) and not isinstance(error, FileNotFoundError):
+                    raise
+                problem = f"the server refuses to make {path} a symbolic link ({error})"
+                raise ConfigError(
+                    "SFTP_PUBLISH", problem, "Set SFTP_PUBLISH=rename", code="sftp_link_refused"
+                ) from error
+
+    def linked(self, path: str) -> str | None:
+        """The path that the symbolic link `path` names, beside it; None when it is none, or names nothing."""
+        with self._client() as client:
+            if not _is_link(client, path):
+                return None
+            try:
+                # Not readlink: asyncssh, for one, refuses it for relative links.
+                return posixpath.join(posixpath.dirname(path), posixpath.basename(client.normalize(path)))
+            except FileNotFoundError:
+                return None
 
     # --- folders -------------------------------------------------------------------------------------
     def make_folder(self, path: str) -> None:
@@ -90,6 +135,7 @@ class SftpTarget:
                 except OSError:
                     if not _exists(client, folder):  # else made by another job meanwhile
                         raise
+                _set_mode(client, folder, "SFTP_FOLDER_MODE", self._settings.sftp_folder_mode)
 
     def names(self, folder: str) -> list[str]:
         """Names in a folder, the most recently changed first."""
@@ -109,8 +155,13 @@ class SftpTarget:
             }
 
     def remove_folder(self, folder: str) -> None:
-        """Remove a folder and all below it; a missing one is no error."""
+        """Remove a folder and all below it, or a link and the folder it names; a missing one is no error."""
+        if linked := self.linked(folder):
+            self.remove_folder(linked)
         with self._client() as client:
+            if _is_link(client, folder):
+                client.remove(folder)
+                return
             if not _exists(client, folder):
                 return
             for path, entry in _walk(client, folder):
@@ -124,7 +175,7 @@ class SftpTarget:
     def host_key(self) -> str:
         """Fingerprint of the server's key, `SHA256:…`; it is one of the pinned ones."""
         with self._lock:
-            return _fingerprint(self._connected())
+            return fingerprint(self._connected())
 
     def close(self) -> None:
         with self._lock:
@@ -161,7 +212,7 @@ class SftpTarget:
     def _connected(self) -> paramiko.Transport:
         if self._transport is None or not self._transport.is_active():
             self._drop()
-            self._transport = _connect(self._settings)
+            self._transport = open_transport(self._settings)
         return self._transport
 
     def _drop(self) -> None:
@@ -171,84 +222,20 @@ class SftpTarget:
             self._transport = None
 
 
-def _send(read: Callable[[int], bytes], sink: paramiko.SFTPFile, size: int, progress: Progress) -> None:
-    """`size` bytes without waiting for each answer. The last write waits for all of them and tells their errors."""
-    sink.set_pipelined(True)
+def _send(read: Callable[[int], bytes], writes: PipelinedWrites, size: int, progress: Progress) -> None:
+    """`size` bytes without waiting for each answer; in the end all have come, and tell their errors."""
     unreported = 0
-    while size > 0:
-        chunk = read(WRITE)
-        if not chunk:
-            raise Transient("a local file became shorter while it was sent", code="disk_failed")
-        size -= len(chunk)
-        sink.set_pipelined(size > 0)
-        sink.write(chunk)
-        unreported += len(chunk)
-        if unreported >= 32 * WRITE or size <= 0:
-            progress(unreported)
-            unreported = 0
-
-
-def _connect(settings: Settings) -> paramiko.Transport:
-    where = f"{settings.sftp_host}:{settings.sftp_port}"
-    try:
-        sock = socket.create_connection((settings.sftp_host, settings.sftp_port), timeout=settings.sftp_timeout)
-    except OSError as error:
-        raise Transient(f"SFTP server {where}: {error}", code="sftp_unreachable", retry_in=2) from error
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if _TCP_USER_TIMEOUT is not None:
-        # A peer that stops reading would block paramiko's writes for ever: its own timeouts do not cover them.
-        sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, int(settings.sftp_timeout * 1000))
-    transport = paramiko.Transport(sock)
-    try:
-        _handshake(transport, settings)
-    except NcrError:
-        transport.close()
-        raise
-    except paramiko.AuthenticationException as error:
-        transport.close()
-        raise ConfigError(
-            "SFTP_USER",
-            f"{where} refuses {settings.sftp_user}",
-            "Check the user and SFTP_PASSWORD or SFTP_KEY_PATH",
-            code="sftp_auth_failed",
-        ) from error
-    except (paramiko.SSHException, EOFError, OSError) as error:
-        transport.close()
-        raise Transient(f"SFTP server {where}: {error}", code="sftp_unreachable", retry_in=2) from error
-    transport.set_keepalive(KEEPALIVE)
-    return transport
-
-
-def _handshake(transport: paramiko.Transport, settings: Settings) -> None:
-    options = transport.get_security_options()
-    # AES-GCM first: encryption and checksum in one pass, half again as fast.
-    options.ciphers = sorted(options.ciphers, key=lambda cipher: "gcm" not in cipher)
-    transport.banner_timeout = transport.auth_timeout = settings.sftp_timeout
-    transport.start_client(timeout=settings.sftp_timeout)
-    seen = _fingerprint(transport)
-    if seen not in settings.sftp_host_keys:
-        pinned = ", ".join(settings.sftp_host_keys) or "none is pinned"
-        raise ConfigError(
-            "SFTP_HOST_KEYS",
-            f"{settings.sftp_host} shows the host key {seen}, which is not pinned ({pinned})",
-            "Ask the server's owner for its fingerprint; only if it is this one, add it",
-            code="sftp_host_key",
-        )
-    if settings.sftp_key_path:
-        transport.auth_publickey(settings.sftp_user, _private_key(settings.sftp_key_path))
-    else:
-        transport.auth_password(settings.sftp_user, settings.sftp_password.get_secret_value(), fallback=False)
-
-
-def _private_key(path: str) -> paramiko.PKey:
-    try:
-        return paramiko.PKey.from_path(path)
-    except (OSError, ValueError, paramiko.SSHException) as error:
-        raise ConfigError("SFTP_KEY_PATH", f"cannot read {path} ({error})", "Name a private key file") from error
-
-
-def _fingerprint(transport: paramiko.Transport) -> str:
-    return transport.get_remote_server_key().fingerprint
+    with writes:
+        while size > 0:
+            chunk = read(WRITE)
+            if not chunk:
+                raise Transient("a local file became shorter while it was sent", code="disk_failed")
+            size -= len(chunk)
+            writes.write(chunk)
+            unreported += len(chunk)
+            if unreported >= 32 * WRITE or size <= 0:
+                progress(unreported)
+                unreported = 0
 
 
 def _size(client: paramiko.SFTPClient, path: str) -> int | None:
@@ -266,6 +253,67 @@ def _exists(client: paramiko.SFTPClient, path: str) -> bool:
     return True
 
 
+def _is_link(client: paramiko.SFTPClient, path: str) -> bool:
+    try:
+        return stat.S_ISLNK(client.lstat(path).st_mode or 0)
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _refused_writes(client: paramiko.SFTPClient, remote: str, size: int) -> Iterator[None]:
+    """A write that the server refused leaves a gap when later ones are taken: such a file is not gone on with."""
+    try:
+        yield
+    except OSError as error:
+        if not _is_refusal(error):
+            raise
+        full = _free(client, posixpath.dirname(remote)) < size - (_size(client, remote) or 0)
+        client.remove(remote)
+        if full:
+            raise _disk_full(f"{remote}: {error}") from error
+        raise
+
+
+def _free(client: paramiko.SFTPClient, folder: str) -> float:
+    """Bytes that may still be written, where the server tells (OpenSSH's own answer to a full disk is `Failure`)."""
+    try:
+        # paramiko has no public way to use an extension.
+        _, answer = cast(Any, client)._request(CMD_EXTENDED, "statvfs@openssh.com", folder or ".")
+        _block, unit, _blocks, _free_blocks, available = (int(answer.get_int64()) for _ in range(5))
+    except OSError as error:
+        if not _is_refusal(error):
+            raise
+        return math.inf
+    return unit * available
+
+
+def _require_hash(client: paramiko.SFTPClient, remote: str, sha256: str) -> bool:
+    """False when the server has no hashes. Raises Transient when it has another one than `sha256`."""
+    with client.open(remote, "rb") as stored:
+        try:
+            found = stored.check("sha256").hex()
+        except OSError as error:
+            if not _is_refusal(error):
+                raise
+            return False
+    if found != sha256:
+        client.remove(remote)  # or the next try would find its size right
+        raise Transient(f"{remote}: its SHA-256 is {found} on the server, not {sha256}", code="sftp_not_as_planned")
+    return True
+
+
+def _set_mode(client: paramiko.SFTPClient, path: str, setting: str, mode: str) -> None:
+    try:
+        if mode:
+            client.chmod(path, int(mode, 8))
+    except OSError as error:
+        if not _is_refusal(error):
+            raise
+        problem = f"the server refuses to set the mode of {path} ({error})"
+        raise ConfigError(setting, problem, "Leave it empty", code="sftp_mode_refused") from error
+
+
 def _walk(client: paramiko.SFTPClient, folder: str) -> Iterator[tuple[str, paramiko.SFTPAttributes]]:
     """Everything below `folder`, what is in a folder before the folder itself. Links are not followed."""
     for entry in client.listdir_attr(folder):
@@ -273,6 +321,19 @@ def _walk(client: paramiko.SFTPClient, folder: str) -> Iterator[tuple[str, param
         if stat.S_ISDIR(entry.st_mode or 0):
             yield from _walk(client, path)
         yield path, entry
+
+
+def _is_refusal(error: OSError) -> bool:
+    """The server's own no, which paramiko raises without a number unless it is about rights; not a cut."""
+    return error.errno in (None, errno.EACCES) and not isinstance(error, TimeoutError)
+
+
+def _is_final(error: OSError) -> bool:
+    return error.errno == errno.EACCES or "unsupported" in str(error).lower()
+
+
+def _disk_full(text: str) -> Transient:
+    return Transient(f"the SFTP server's disk is full: {text}", code="sftp_disk_full", retry_in=30)
 
 
 def _translate(error: Exception, cut: bool) -> NcrError:
@@ -283,5 +344,5 @@ def _translate(error: Exception, cut: bool) -> NcrError:
         return Rejected(f"the SFTP server denies it: {error}", code="sftp_denied")
     words = str(error).lower()
     if number == errno.ENOSPC or "no space" in words or "quota" in words:
-        return Transient(f"the SFTP server's disk is full: {error}", code="sftp_disk_full", retry_in=30)
+        return _disk_full(str(error))
     return Transient(f"the SFTP server failed: {error}", code="sftp_failed")

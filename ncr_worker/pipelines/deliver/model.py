@@ -120,6 +120,7 @@ class Delivery(Parcel):
 
 
 _LONGEST_SHOWN = 120
+_SUFFIX = r"[0-9a-f-]{36}-[0-9a-f]{12}"
 
 
 def _hidden(folder: str, purpose: str) -> str:
@@ -132,7 +133,13 @@ def _hidden(folder: str, purpose: str) -> str:
 
 def is_backup(folder: str, path: str) -> bool:
     """Whether `path` is the backup of an earlier delivery to `folder`."""
-    return re.fullmatch(re.escape(_hidden(folder, "ncr-old")) + r"[0-9a-f-]{36}-[0-9a-f]{12}", path) is not None
+    return re.fullmatch(re.escape(_hidden(folder, "ncr-old")) + _SUFFIX, path) is not None
+
+
+def is_version(folder: str, path: str) -> bool:
+    """Whether `path` is a folder that a link at `folder` names or named, or a backup."""
+    staging = re.fullmatch(re.escape(_hidden(folder, "ncr-new")) + _SUFFIX, path)
+    return staging is not None or is_backup(folder, path)
 
 
 def with_names(parcel: Delivery, job_id: str) -> Delivery:

@@ -1,6 +1,7 @@
 """Stages prepare, upload, publish, confirm: all or nothing on the target server.
 
-Files go to a hidden folder beside the target. Two renames make them the target: old -> backup, staging -> target.
+Files go to a hidden folder beside the target. Two renames make them the target: old -> backup, staging -> target;
+or, with SFTP_PUBLISH=symlink, a link at the target is switched to that folder.
 What `upload` leaves in the parcel is the publishing record; after a crash at any point `publish` decides by what
 exists on the server (docs/decisions/0011-sftp-publish.md), so there is never a second delivery and never none.
 """
@@ -13,7 +14,7 @@ from ncr_worker.errors import NcrError, Rejected, StageError, Transient
 from ncr_worker.pipeline import Run, stage
 from ncr_worker.pipelines.deliver.catalog import catalog
 from ncr_worker.pipelines.deliver.collect import catalog_entry, files_intact, local_path
-from ncr_worker.pipelines.deliver.model import Delivery, Item, Receipt, is_backup, moment
+from ncr_worker.pipelines.deliver.model import Delivery, Item, Receipt, is_backup, is_version, moment
 from ncr_worker.pipelines.deliver.transfer import transfer
 from ncr_worker.stores import Progress
 from ncr_worker.stores.sftp import SftpTarget
@@ -43,7 +44,7 @@ def upload(run: Run, parcel: Delivery) -> Delivery:
 
     def send(item: Item, progress: Progress) -> None:
         path = posixpath.join(staging, posixpath.relpath(item.target, parcel.folder))
-        server.upload(local_path(run, item), path, progress)
+        server.upload(local_path(run, item), path, progress, sha256=item.sha256)
 
     transfer(run, parcel.items, run.settings.sftp_parallel, send)
     _require_manifest(server, staging, parcel)
@@ -54,7 +55,9 @@ def upload(run: Run, parcel: Delivery) -> Delivery:
 def publish(run: Run, parcel: Delivery) -> Delivery:
     server = run.use(sftp_target)
     target, staging, backup = (_on_server(run, name) for name in (parcel.folder, parcel.staging, parcel.backup))
-    if server.exists(staging):
+    if run.settings.sftp_publish == "symlink":
+        _publish_link(run, parcel, server)
+    elif server.exists(staging):
         run.confirm_ownership()
         _publish_staging(run, parcel, server)
     elif parcel.replaces and not server.exists(backup):
@@ -81,6 +84,25 @@ def _publish_staging(run: Run, parcel: Delivery, server: SftpTarget) -> None:
     try:
         server.rename(staging, target)
     except StageError:
+        _restore(server, backup, target)
+        raise
+
+
+def _publish_link(run: Run, parcel: Delivery, server: SftpTarget) -> None:
+    """The staging folder stays where it is; the link at the target is switched to it in one step."""
+    target, staging, backup = (_on_server(run, name) for name in (parcel.folder, parcel.staging, parcel.backup))
+    earlier = server.linked(target)
+    if earlier == staging:
+        return
+    if not server.exists(staging):
+        _restore(server, backup, target)
+        raise Rejected(f"{staging} has vanished from the server", code="staging_lost")
+    run.confirm_ownership()
+    if earlier is None and server.exists(target):  # a folder, from before there were links
+        server.rename(target, backup)
+    try:
+        server.link(staging, target)
+    except NcrError:
         _restore(server, backup, target)
         raise
 
@@ -128,8 +150,11 @@ def confirm(run: Run, parcel: Delivery) -> Delivery:
 
 def _remove_old_backups(run: Run, parcel: Delivery, server: SftpTarget) -> None:
     parent = posixpath.dirname(parcel.folder)
-    names = (posixpath.join(parent, name) for name in server.names(_on_server(run, parent) or "."))
-    backups = [name for name in names if is_backup(parcel.folder, name)]
+    names = [posixpath.join(parent, name) for name in server.names(_on_server(run, parent) or ".")]
+    if run.settings.sftp_publish == "symlink":
+        backups = [name for name in names if name != parcel.staging and is_version(parcel.folder, name)]
+    else:
+        backups = [name for name in names if is_backup(parcel.folder, name)]
     for name in backups[run.settings.sftp_backups :]:
         server.remove_folder(_on_server(run, name))
 
@@ -139,5 +164,8 @@ def abandon(run: Run, parcel: Delivery) -> None:
     if not parcel.staging:
         return
     server = run.use(sftp_target)
-    _restore(server, _on_server(run, parcel.backup), _on_server(run, parcel.folder))
-    server.remove_folder(_on_server(run, parcel.staging))
+    target, staging, backup = (_on_server(run, name) for name in (parcel.folder, parcel.staging, parcel.backup))
+    _restore(server, backup, target)
+    if server.linked(target) != staging:
+        server.remove_folder(f"{staging}.link")
+        server.remove_folder(staging)
