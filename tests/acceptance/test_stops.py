@@ -7,7 +7,7 @@ import time
 
 import pytest
 from faults.gated import POINTS
-from stack import MakeStack, Worker, eventually
+from stack import MakeStack, Worker, eventually, patience
 from test_kills import stopped_in_every_stage
 
 from ncr_worker.job import Job, State
@@ -24,7 +24,7 @@ def test_sigterm_lets_jobs_finish(make_stack: MakeStack) -> None:
     worker.terminate()
     eventually(lambda: "stopping" in worker.log.read_text(), "the worker stops")
     stack.open_all()
-    assert worker.await_exit(within=60) == 0
+    assert worker.await_exit(within=patience(60)) == 0
     assert {stack.job(job_id).state for job_id in jobs.values()} == {State.SUCCEEDED}
     assert {stack.job(job_id).attempt for job_id in jobs.values()} == {1}
     assert stack.job(late).state == State.QUEUED
@@ -52,8 +52,8 @@ def test_sigterm_gives_back_what_cannot_finish(make_stack: MakeStack) -> None:
     stack.open(jobs["publish.swap"], "publish.swap")  # between the renames no job listens, for it is but a moment
     for job_id in jobs.values():
         eventually(lambda: taken_over(stack.job(job_id), heir), f"{job_id} is taken over")  # noqa: B023 - called here
-    assert time.time() - stopped < 10
-    assert worker.await_exit(within=20) == 0
+    assert time.time() - stopped < patience(10)
+    assert worker.await_exit(within=patience(20)) == 0
     stack.open_all()
     stack.assert_settled()
     assert {stack.job(job_id).attempt for job_id in jobs.values()} == {1}
