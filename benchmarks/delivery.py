@@ -82,7 +82,7 @@ def running(folder: Path) -> Iterator[Bench]:
         schema.upgrade(app.database)
         worker = Worker(folder / "worker", environment, lambda: bool(app.ledger.hosts.live()))
         resources.enter_context(worker)
-        bench_tools = os.pathsep.join([*sys.argv[1:], os.environ["PATH"]])
+        bench_tools = os.pathsep.join([*(str(Path(tools).resolve()) for tools in sys.argv[1:]), os.environ["PATH"]])
         yield Bench(
             OurWorker(app, worker, openssh),
             openssh,
