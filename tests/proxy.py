@@ -43,11 +43,9 @@ class Proxy:
         started.set()
         await over.wait()
         server.close()
-        self._reset()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self.stall_after = None
+        self._reset()  # all that waits for the network ends by that
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
         await asyncio.sleep(0)  # the aborted transports close their sockets
 
     async def _connection(self, client: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from deliveries import World, a_world, as_delivered
+from proxy import proxy_to
 from running import delivering, with_ledger
 
 from ncr_worker.api.status import job_status
-from ncr_worker.job import State
+from ncr_worker.job import Job, State
 from ncr_worker.pipelines.deliver import PIPELINE
+from ncr_worker.run import ActiveRun
 from ncr_worker.sandbox.s3 import S3
 from ncr_worker.sandbox.sftp import SFTP
 from ncr_worker.sandbox.validator import Validator
@@ -70,3 +72,48 @@ def test_patience_has_an_end(worlds: list[World], validator: Validator) -> None:
         assert (job.state, job.error_code) == (State.FAILED, "validator_unavailable")
         assert "the validator has been down" in (job.error or "")
         assert world.hidden() == []
+
+
+def answered(world: World, validator: Validator, *answers: bytes, then: bytes | None = None) -> Job:
+    """The job's end when the validator's first calls are answered so, and then as it does, or always with `then`."""
+    left = list(answers)
+
+    def answer(request: bytes) -> bytes | None:
+        if not request.startswith(b"POST "):
+            return None
+        return left.pop(0) if left else then
+
+    with proxy_to(validator.port) as path:
+        path.answer = answer
+        url = f"http://127.0.0.1:{path.port}"
+        with delivering(with_ledger(world, validator_url=url, validator_pause=0.2)) as deliveries:
+            return deliveries.run_to_the_end(deliveries.submit(world))
+
+
+def http(status: str, body: str, *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *headers, "", body]
+    return "\r\n".join(lines).encode()
+
+
+@pytest.mark.parametrize(
+    "refusals",
+    [
+        [http("429 Too Many Requests", "later", "Retry-After: 1")] * 2,
+        [http("503 Service Unavailable", "later")] * 4,
+    ],
+    ids=["429", "503"],
+)
+def test_refusals_for_now_cost_no_attempt(worlds: list[World], validator: Validator, refusals: list[bytes]) -> None:
+    job = answered(worlds[0], validator, *refusals)
+    assert (job.state, job.attempt) == (State.SUCCEEDED, 1)
+    assert worlds[0].delivered() == as_delivered(worlds[0])
+
+
+def test_garbage_costs_attempts_and_ends_the_job(
+    worlds: list[World], validator: Validator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ActiveRun, "wait", lambda _run, _seconds: None)  # the runner's pauses
+    job = answered(worlds[0], validator, then=http("200 OK", "<html>all is well</html>"))
+    assert (job.state, job.attempt, job.error_code) == (State.FAILED, 5, "validator_garbage")
+    assert worlds[0].delivered() == {}
+    assert worlds[0].hidden() == []

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from ncr_worker.errors import ConfigError, Rejected
 from ncr_worker.pipelines.deliver.layout import Layout, Placement, glob_to_regex, load_layout, safe_path
+from ncr_worker.pipelines.deliver.model import DeliverArgs, Delivery, Item, with_names
 from ncr_worker.settings import Settings
 
 LAYOUT = load_layout(Settings())
+RUN = "0b0f9f0e-6f0c-4a46-9d5e-0f3f0b1f2a3c"
 
 
 def place(*names: str, layout: Layout = LAYOUT) -> Placement:
@@ -182,7 +184,22 @@ def harmless(names: list[str], sku: str) -> bool:
         assert target.startswith(f"{sku}/")
         assert max(len(part.encode()) for part in target.split("/")) <= 255
     assert len({unicodedata.normalize("NFC", target).casefold() for target in targets}) == len(targets)
+    stays_inside(placement)
     return True
+
+
+def stays_inside(placement: Placement) -> None:
+    """What the stages make of it: no path leaves the job's folder, nor the staging folder on the server."""
+    items = tuple(Item(key=key, target=target, size=1, etag="e") for key, target in placement.files)
+    args = DeliverArgs(job_id="J1", username="ann", campaign="spring")
+    parcel = with_names(Delivery(args=args, folder=placement.folder, items=items), RUN)
+    for hidden in (parcel.staging, parcel.backup):
+        assert posixpath.dirname(hidden) == posixpath.dirname(placement.folder)
+        assert len(posixpath.basename(hidden).encode()) <= 255
+    for path in parcel.manifest:
+        assert posixpath.normpath(posixpath.join(parcel.staging, path)).startswith(f"{parcel.staging}/")
+    assert all(re.fullmatch("[0-9a-f]{32}", item.local_name) for item in items)
+    assert len({item.local_name for item in items}) == len(items)
 
 
 def test_no_hostile_name_leaves_the_target_folder() -> None:

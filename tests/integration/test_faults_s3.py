@@ -1,0 +1,141 @@
+"""What S3 and the local disk can do to a delivery: it waits or fails, and never goes on with a partial set."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from deliveries import STAGES, World, a_world, as_delivered
+from proxy import Proxy, proxy_to
+
+from ncr_worker.errors import NcrError, Transient
+from ncr_worker.pipelines.deliver.model import Delivery
+from ncr_worker.sandbox.s3 import S3
+from ncr_worker.sandbox.sftp import SFTP
+from ncr_worker.sandbox.validator import Validator
+
+MIB = 1024 * 1024
+THROTTLED = b"<Error><Code>RequestRateLimitExceeded</Code><Message>Slow down</Message></Error>"
+
+
+@pytest.fixture
+def path(s3: S3) -> Iterator[Proxy]:
+    with proxy_to(s3.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def world(s3: S3, validator: Validator, sftp: SFTP, tmp_path: Path, path: Proxy) -> Iterator[World]:
+    """All that goes to S3 goes through the proxy."""
+    world = a_world(s3, validator, sftp, tmp_path, s3_endpoint_url=f"http://127.0.0.1:{path.port}")
+    yield world
+    world.close()
+
+
+def http(status: str, body: bytes, *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def of_the_model(make: Callable[[], bytes | None]) -> Callable[[bytes], bytes | None]:
+    """Answers requests for the model's content in the server's stead."""
+
+    def answer(request: bytes) -> bytes | None:
+        first = request.partition(b"\r\n")[0]
+        return make() if first.startswith(b"GET ") and b"chair.glb" in first else None
+
+    return answer
+
+
+def fetch_fails(world: World, parcel: Delivery) -> NcrError:
+    run = world.run()
+    with pytest.raises(NcrError) as caught:
+        STAGES["fetch"](run, parcel)
+    whole = [path for path in (run.folder / "files").iterdir() if path.suffix != ".part"]
+    model = max(parcel.items, key=lambda item: item.size)
+    assert model.local_name not in [path.name for path in whole], "what is not whole has no name"
+    return caught.value
+
+
+def test_throttling_as_wasabi_does_it_is_waited_out(world: World, path: Proxy) -> None:
+    left = 3
+
+    def throttle() -> bytes | None:
+        nonlocal left
+        left -= 1
+        return http("400 Bad Request", THROTTLED, "Content-Type: application/xml") if left >= 0 else None
+
+    run = world.run()
+    parcel = world.deliver(run, until="plan")
+    path.answer = of_the_model(throttle)
+    for _ in range(3):
+        with pytest.raises(Transient) as caught:
+            STAGES["fetch"](run, parcel)
+        assert caught.value.code == "s3_throttled"
+        assert caught.value.retry_in
+    for name in ("fetch", "pack", "validate", "prepare", "upload", "publish", "confirm"):
+        parcel = STAGES[name](run, parcel)
+    assert world.delivered() == as_delivered(world)
+
+
+def test_a_plan_that_is_throttled_is_worth_another_try(world: World, path: Proxy) -> None:
+    path.answer = lambda request: http("400 Bad Request", b"") if request.startswith(b"HEAD ") else None
+    with pytest.raises(Transient):
+        world.deliver(world.run(), until="plan")
+    path.answer = None
+    world.deliver(world.run(), until="plan")
+
+
+def test_a_body_that_is_cut_short_is_no_file(world: World, path: Proxy) -> None:
+    parcel = world.deliver(world.run(), until="plan")
+    path.drop_after = 1 * MIB
+    error = fetch_fails(world, parcel)
+    assert isinstance(error, Transient)
+    assert error.code in ("s3_failed", "s3_unreachable")
+
+
+@pytest.mark.parametrize("harm", ["shorter", "longer", "other bytes"])
+def test_a_body_that_is_not_what_was_planned_is_no_file(world: World, path: Proxy, harm: str) -> None:
+    parcel = world.deliver(world.run(), until="plan")
+    model = max(parcel.items, key=lambda item: item.size)
+    content = world.names["GLB_files/chair.glb"]
+    wrong = {"shorter": content[:-1], "longer": content + b"x", "other bytes": b"x" + content[1:]}[harm]
+    date = "Last-Modified: Sun, 01 Nov 2026 00:00:00 GMT"
+    path.answer = of_the_model(lambda: http("200 OK", wrong, f"ETag: {model.etag}", date))
+    error = fetch_fails(world, parcel)
+    assert isinstance(error, Transient)
+    assert error.code == "s3_failed"
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[None]:
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("NOT TESTED: a small disk can only be mounted by root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_local_disk_is_named_and_room_is_all_that_is_needed(world: World) -> None:
+    run = world.run()
+    parcel = world.deliver(run, until="plan")
+    run.folder.rmdir()
+    with small_disk(run.folder, 1 * MIB):
+        for stage, room in (("fetch", 5 * MIB), ("pack", 16 * MIB)):
+            with pytest.raises(Transient) as caught:
+                STAGES[stage](run, parcel)
+            assert caught.value.code == "disk_full"
+            assert "disk is full" in str(caught.value)
+            del caught  # its traceback keeps files open, and so the disk
+            subprocess.run(["mount", "-o", f"remount,size={room}", str(run.folder)], check=True)
+            parcel = STAGES[stage](run, parcel)
+        for name in ("validate", "prepare", "upload", "publish", "confirm"):
+            parcel = STAGES[name](run, parcel)
+    assert world.delivered() == as_delivered(world)
