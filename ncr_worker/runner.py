@@ -48,10 +48,11 @@ class Runner:
         claim = self.ledger.work.claim(job_id, token, claimant, pipeline.stages[0].name)
         if claim is None:
             return
-        mine = JobSlot(self.slots, slot)
+        mine = JobSlot(self.slots, slot, token)
+        if not mine.begin(self.baseline):
+            return
         clean = False
         try:
-            mine.begin(self.baseline)
             with logs.bind(claim.job):
                 self._run(ActiveRun(claim.job, pipeline, self.connectors, self.ledger.work, self.board, mine), claim)
             clean = True
@@ -123,12 +124,18 @@ class Runner:
             run.wait(min(pause, 30.0))
 
     def _overruled(self, run: ActiveRun, error: Exception) -> Exception:
-        """A person's cancel goes before any wish to come back later: only so is it cleaned up outside."""
-        if isinstance(error, GivenBack | Transient | MemoryError):
-            try:
-                self.ledger.work.confirm(run.job)
-            except (Cancelled, LostOwnership) as order:
-                return order
+        """What counts more than the error: the job may be another run's by now, whose work we must not touch.
+
+        And a person's cancel goes before any wish to come back later: only so is it cleaned up outside.
+        """
+        if isinstance(error, LostOwnership | DatabaseAway):
+            return error
+        try:
+            self.ledger.work.confirm(run.job)
+        except (LostOwnership, DatabaseAway) as order:
+            return order
+        except Cancelled as order:
+            return order if isinstance(error, GivenBack | Transient | MemoryError) else error
         return error
 
     def _conclude(self, run: ActiveRun, error: Exception) -> None:
@@ -167,7 +174,7 @@ class Runner:
 
     def _give_back(self, run: ActiveRun, error: GivenBack) -> None:
         log.info("gave the job back: %s", error)
-        need = error.need if isinstance(error, NeedsMemory) else None
+        need = max(run.job.need, error.need) if isinstance(error, NeedsMemory) else None
         down = error.reason == Reason.SERVICE_DOWN
         if error.reason == Reason.GIVEN_BACK:
             self._tidy(run)  # another host takes it over
@@ -189,13 +196,13 @@ class Runner:
     def _finish(
         self, run: ActiveRun, state: State, *, error: NcrError | None = None, result: Mapping[str, Any] | None = None
     ) -> None:
-        self._tidy(run)
         code, text = (error.code, str(error)) if error else (None, None)
         try:
             self.ledger.work.finish(run.job, state, error_code=code, error=text, result=result, peak=run.slot.peak)
         except LostOwnership as lost:
             log.warning("%s; it had %s here", lost, state)
-            return
+            return  # and the folder is not ours either: another run of the job may be on this host
+        self._tidy(run)
         run.show(state, message=text or "", event=True)
 
     def _tidy(self, run: ActiveRun) -> None:

@@ -64,4 +64,4 @@ def _celery(*arguments: str) -> None:
     """Run a command of Celery in this process; its exit code is ours."""
     from ncr_worker.worker import app
 
-    raise typer.Exit(app.start(list(arguments)) or 0)
+    raise typer.Exit(app.command(list(arguments)))

@@ -92,10 +92,6 @@ class Reads:
         )
         return [Backlog(kind, reason or "new", n, int(later), int(need)) for kind, reason, n, later, need in rows]
 
-    def check(self) -> None:
-        """Raises DatabaseAway, or any database error, unless the ledger's tables can be read."""
-        self.database.read(lambda connection: connection.execute(select(func.count()).select_from(batch)).scalar_one())
-
     def _jobs(self, *where: ColumnElement[bool], limit: int = 10_000) -> list[Job]:
         query = select(*JOB_COLUMNS).where(*where).order_by(job.c.number).limit(limit)
         rows = self.database.read(lambda connection: connection.execute(query).mappings().all())

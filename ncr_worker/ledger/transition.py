@@ -82,7 +82,7 @@ def lose(connection: Connection, number: int, *, actor: str, reason: Reason, tok
     """A child or its host died: queued again, or failed when its attempts are used up.
 
     After the last attempt it is queued once more, for the runner to clean up outside; only if that dies too does
-    it fail here.
+    it fail here. An end that we made ourselves (GIVEN_BACK: the worker stops) costs no attempt.
     """
     row = connection.execute(
         select(job.c.state, job.c.attempt, job.c.max_attempts)
@@ -93,7 +93,8 @@ def lose(connection: Connection, number: int, *, actor: str, reason: Reason, tok
         return
     values: dict[str, Any] = {}
     pause = 0.0
-    if row.state == State.RUNNING:
+    counted = reason is not Reason.GIVEN_BACK
+    if row.state == State.RUNNING and counted:
         pause = min(0.25 * 2 ** (row.attempt - 1), 30.0)
         text = f"the process that ran it died {row.attempt} times; last: {note}"
         values = {"error_code": reason.value, "error": text}
@@ -107,7 +108,7 @@ def lose(connection: Connection, number: int, *, actor: str, reason: Reason, tok
         reason=reason,
         token=token,
         retry_in=pause,
-        counted=True,
+        counted=counted,
         note=note,
         **values,
     )

@@ -157,11 +157,9 @@ class Work:
 
         self.database.transact(work)
 
-    def lost(self, number: int, token: int, note: str) -> None:
-        """The child that ran the job died (seen by its host)."""
-        self.database.transact(
-            lambda c: lose(c, number, actor="feeder", reason=Reason.WORKER_LOST, token=token, note=note)
-        )
+    def lost(self, number: int, token: int, note: str, reason: Reason = Reason.WORKER_LOST) -> None:
+        """The child that ran the job died (seen by its host). GIVEN_BACK: it was ended because the worker stops."""
+        self.database.transact(lambda c: lose(c, number, actor="feeder", reason=reason, token=token, note=note))
 
     def recall(self, number: int, token: int, note: str) -> bool:
         """Take a dispatched job back before any child has claimed it; False when one has."""

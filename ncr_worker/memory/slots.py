@@ -93,11 +93,12 @@ class Slots:
 
 
 class JobSlot:
-    """The pool child's side of one slot."""
+    """The pool child's side of one slot, as long as it is armed for `token`."""
 
-    def __init__(self, slots: Slots, index: int) -> None:
+    def __init__(self, slots: Slots, index: int, token: int) -> None:
         self._slots = slots
         self._index = index
+        self._token = token
 
     @property
     def reserved(self) -> int:
@@ -112,11 +113,21 @@ class JobSlot:
     def order(self) -> Order:
         return self._slots.read(self._index).order
 
-    def begin(self, baseline: int) -> None:
-        """This process runs the job. `baseline`: its anonymous bytes before its first job."""
+    @property
+    def mine(self) -> bool:
+        return self._slots.read(self._index).token == self._token
+
+    def begin(self, baseline: int) -> bool:
+        """This process runs the job. `baseline`: its anonymous bytes before its first job.
+
+        False when the slot was given to another job meanwhile: then this one is no longer ours.
+        """
+        if not self.mine:
+            return False
         self._slots.put(self._index, 2, os.getpid())
         self._slots.put(self._index, 6, baseline)
         self._phase(Phase.RUNNING)
+        return True
 
     def lower(self, need: int) -> None:
         """The stage that runs now needs only so much; the reservation never grows this way."""
@@ -124,7 +135,8 @@ class JobSlot:
         self._slots.ring()
 
     def leave(self, *, clean: bool) -> None:
-        self._phase(Phase.LEFT if clean else Phase.LEFT_DIRTY)
+        if self.mine:
+            self._phase(Phase.LEFT if clean else Phase.LEFT_DIRTY)
 
     def _phase(self, phase: Phase) -> None:
         self._slots.put(self._index, 0, phase)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 from celery import bootsteps
@@ -37,11 +37,12 @@ class FeederStep(bootsteps.StartStopStep):
         settings: Settings = worker.app.settings
         settings.jobs_folder.mkdir(parents=True, exist_ok=True)
         self._own_host(settings)
+        with closing(App(settings, patience=settings.db_patience)) as patient:  # it may start just after us
+            schema.require_current(patient.database)
         app = App(settings)
         self.resources.callback(app.close)
         app.database.survive_forks()
-        schema.require_current(app.database)
-        feeder = Feeder(settings, app.ledger, worker.app.slots, worker.app.send_job)
+        feeder = Feeder(settings, app.ledger, worker.app.slots, worker.app.send_job, app.pipelines)
         feeder.start()
         self.resources.enter_context(app.board.on_wake(feeder.wake))
         self.resources.enter_context(Sweep(settings, app.ledger))

@@ -11,6 +11,7 @@ import signal
 from typing import Any
 
 from celery import Celery
+from celery.bin.celery import celery as celery_command
 from celery.signals import setup_logging, worker_process_init
 from kombu import Exchange, Queue
 
@@ -49,6 +50,12 @@ class WorkerApp(Celery):
         if self._child is None or self._child.pid != os.getpid():
             self._child = Child(self.settings, self.slots)
         return self._child
+
+    def command(self, argv: list[str]) -> int:
+        """Run a Celery command in this process; its exit code, which Celery's own `start` drops."""
+        celery_command.params[0].default = self
+        code: int | None = celery_command.main(args=argv, standalone_mode=False)
+        return code or 0
 
     def send_job(self, job: Picked, slot: int) -> None:
         """Put a picked job on this host's own queue. Raises when the broker is away."""
@@ -115,5 +122,6 @@ def _configuration(settings: Settings) -> dict[str, Any]:
             "interval_step": 0,
             "socket_connect_timeout": 2,
             "socket_timeout": 5,
+            **({"write_timeout": 5} if "amqp" in settings.broker_url.split(":")[0] else {}),
         },
     }

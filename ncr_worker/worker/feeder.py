@@ -13,10 +13,10 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from ncr_worker.job import State
+from ncr_worker.job import Reason, State
 from ncr_worker.ledger import Ledger, Offer, Picked
 from ncr_worker.memory.budget import Budget
 from ncr_worker.memory.domain import Domain
@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 POLL = 1.0  # seconds between two looks for work when nobody woke us
 RESEND = 2.0  # seconds after which a message that no child took is looked into
-ORDER_GRACE = 10.0  # seconds that a child gets to follow an order before it is ended
+ORDER_GRACE = 30.0  # seconds that a child gets to follow an order, cleaning up included, before it is ended
+STOP_GRACE = 3.0  # ... to give its job back while the worker stops: the container's patience is short
 
 Send = Callable[[Picked, int], object]
 """Hand a picked job's id, token and slot number to the pool. May raise: the message is then sent again."""
@@ -47,13 +48,16 @@ class Held:
 
 
 class Feeder:
-    """`send` must not block for long; `stop()` may be called from any thread."""
+    """`send` must not block for long. `kinds`: what this worker can run; None: everything."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, slots: Slots, send: Send) -> None:
+    def __init__(
+        self, settings: Settings, ledger: Ledger, slots: Slots, send: Send, kinds: Collection[str] | None = None
+    ) -> None:
         self.settings = settings
         self.ledger = ledger
         self.slots = slots
         self.send = send
+        self.kinds = None if kinds is None else tuple(sorted(kinds))
         self.budget = Budget(Domain(settings.host_memory_bytes), slots, settings.max_memory_usage_percent / 100)
         self.incarnation = str(uuid.uuid4())
         self.held: dict[int, Held] = {}
@@ -93,7 +97,7 @@ class Feeder:
         if not self._await_empty(grace):
             log.warning("grace is over: giving %d jobs back", len(self.held))
             self._order_all(Order.GIVE_BACK)
-            if not self._await_empty(ORDER_GRACE + 5):
+            if not self._await_empty(STOP_GRACE + 2):
                 log.error("%d jobs would not leave", len(self.held))
         self._stopped.set()
         self.slots.ring()
@@ -106,10 +110,10 @@ class Feeder:
     def round(self) -> None:
         """Raises DatabaseAway; everything that could not be told to the ledger is told in the next round."""
         now = time.monotonic()
+        if now >= self._next_beat:  # first: whatever is wrong with a slot, the host is alive
+            self._beat(now)
         for index in list(self.held):
             self._look_after(index, now)
-        if now >= self._next_beat:
-            self._beat(now)
         if now >= self._next_poll:
             self._pass_orders(now)
             self._woken, self._next_poll = True, now + POLL
@@ -119,9 +123,9 @@ class Feeder:
     def _look_after(self, index: int, now: float) -> None:
         held, slot = self.held[index], self.slots.read(index)
         if slot.phase is Phase.SENT:
-            if self.draining:
-                self._recall(index)
-            elif now - held.sent_at > RESEND:
+            if self.draining and self._recall(index):
+                return
+            if now - held.sent_at > RESEND:
                 self._inquire(index)
             return
         if held.pidfd is None:
@@ -134,9 +138,10 @@ class Feeder:
             self._lose(index, f"process {slot.pid} died")
         else:
             self.slots.sample(index)
-            if held.ordered_at is not None and now - held.ordered_at > ORDER_GRACE:
+            grace = STOP_GRACE if slot.order is Order.GIVE_BACK else ORDER_GRACE
+            if held.ordered_at is not None and now - held.ordered_at > grace:
                 log.warning("job %s did not follow its order: ending process %d", held.job.job_id, slot.pid)
-                os.kill(slot.pid, signal.SIGKILL)
+                signal.pidfd_send_signal(held.pidfd, signal.SIGKILL)
 
     def _inquire(self, index: int) -> None:
         """No child has taken the message: it was lost, or its child died on the way, or the job is gone."""
@@ -151,14 +156,18 @@ class Feeder:
         elif (fd := open_pid(pid_of(found[1]))) is None or has_ended(fd, close=True):
             self._lose(index, "the child died as it took the job")
 
-    def _recall(self, index: int) -> None:
+    def _recall(self, index: int) -> bool:
         job = self.held[index].job
-        if self.ledger.work.recall(job.number, job.token, "the worker stops"):
+        recalled = self.ledger.work.recall(job.number, job.token, "the worker stops")
+        if recalled:
             self._release(index)
+        return recalled
 
     def _lose(self, index: int, note: str) -> None:
         job = self.held[index].job
-        self.ledger.work.lost(job.number, job.token, note)
+        stopping = self.slots.read(index).order is Order.GIVE_BACK  # its end is our doing, not the job's
+        reason = Reason.GIVEN_BACK if stopping else Reason.WORKER_LOST
+        self.ledger.work.lost(job.number, job.token, note, reason)
         log.warning("lost job %s: %s", job.job_id, note)
         self._release(index)
 
@@ -205,9 +214,11 @@ class Feeder:
         self._woken = False
         if not free or time.monotonic() < self._mute_until:
             return
+        if any(self.slots.read(index).order is Order.LOST for index in self.held):
+            return  # such a job may be queued again, and its old child is still at work in its folder
         figures = self.budget.figures(self.held)
         room = max(figures.budget - figures.reserved, 0)
-        offer = Offer(self.settings.host, len(free), room, not self.held, figures.limit_bytes)
+        offer = Offer(self.settings.host, len(free), room, not self.held, figures.limit_bytes, self.kinds)
         for job, index in zip(self.ledger.queue.pick(offer), free, strict=False):
             self.slots.arm(index, job.token, job.reserved)
             self.held[index] = Held(job, time.monotonic())

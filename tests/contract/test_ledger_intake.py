@@ -199,10 +199,6 @@ def test_the_counts_of_a_batch_follow_its_jobs(ledger: Ledger) -> None:
     assert ledger.reads.batch("b").counts == counts
 
 
-def test_check_passes_on_a_ledger_that_can_be_read(ledger: Ledger) -> None:
-    ledger.reads.check()
-
-
 def test_times_are_the_databases_own(ledger: Ledger) -> None:
     job_id = submit(ledger)
     created = ledger.reads.job(job_id).created_at

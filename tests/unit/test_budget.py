@@ -54,7 +54,7 @@ def test_a_job_that_uses_more_than_it_reserved_is_charged_what_it_uses(tmp_path:
     gate = os.pipe()
 
     def work() -> None:
-        mine, before = JobSlot(slots, 0), rss_anon(os.getpid())
+        mine, before = JobSlot(slots, 0, 1), rss_anon(os.getpid())
         block = bytearray(b"x" * (64 * MIB))
         mine.begin(before)
         os.read(gate[0], 1)

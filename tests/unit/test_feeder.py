@@ -166,7 +166,7 @@ def test_a_child_that_has_claimed_but_is_slow_to_begin_is_left_alone(host: Worke
 def test_a_child_that_could_not_tell_the_ledger_leaves_its_job_to_a_retry(host: WorkerHost) -> None:
     def dirty(job: Picked, slot: int) -> None:
         host.ledger.work.claim(job.job_id, job.token, "1-x", "plan")
-        mine = JobSlot(host.slots, slot)
+        mine = JobSlot(host.slots, slot, job.token)
         mine.begin(0)
         mine.leave(clean=False)
 
@@ -188,14 +188,14 @@ def test_a_slot_that_is_taken_while_the_feeder_asks_the_ledger_stays_its_childs(
     def claimant(number: int, token: int) -> tuple[State, str | None] | None:
         claimed = host.ledger.work.claim(job_id, token, f"{os.getpid()}-x", "plan")
         assert claimed is not None
-        JobSlot(host.slots, 0).begin(0)
+        JobSlot(host.slots, 0, token).begin(0)
         host.ledger.work.finish(claimed.job, State.SUCCEEDED)
         return ask(number, token)
 
     monkeypatch.setattr(host.ledger.work, "claimant", claimant)
     until(feeder, lambda: state(host, job_id) is State.SUCCEEDED)
     assert feeder.held[0].job.job_id == job_id
-    JobSlot(host.slots, 0).leave(clean=True)
+    JobSlot(host.slots, 0, host.slots.read(0).token).leave(clean=True)
     until(feeder, lambda: is_idle(feeder))
 
 
@@ -212,7 +212,7 @@ def test_a_lowered_reservation_makes_room_for_the_next_job(host: WorkerHost) -> 
     feeder = started(host, nobody)
     feeder.round()
     assert (state(host, first), state(host, second)) == (State.DISPATCHED, State.QUEUED)
-    JobSlot(host.slots, 0).lower(50 * MIB)
+    JobSlot(host.slots, 0, host.slots.read(0).token).lower(50 * MIB)
     feeder.wake()
     feeder.round()
     assert state(host, second) is State.DISPATCHED
@@ -237,7 +237,7 @@ def test_the_budget_is_never_exceeded_except_by_a_job_alone(host: WorkerHost, si
         picked = feeder.held[index].job
         claimed = host.ledger.work.claim(picked.job_id, picked.token, f"{os.getpid()}-{done}", "plan")
         assert claimed is not None
-        mine = JobSlot(host.slots, index)
+        mine = JobSlot(host.slots, index, picked.token)
         mine.begin(1000 * GIB)
         host.ledger.work.finish(claimed.job, State.SUCCEEDED)
         mine.leave(clean=True)

@@ -38,7 +38,7 @@ def test_slots_are_free_at_first(slots: Slots) -> None:
 
 def test_a_slot_that_is_armed_and_freed_forgets_everything(slots: Slots) -> None:
     slots.arm(1, 2**62 - 1, 5 * MIB)
-    JobSlot(slots, 1).begin(7)
+    JobSlot(slots, 1, 2**62 - 1).begin(7)
     slots.order(1, Order.CANCEL)
     slots.arm(1, 9, MIB)
     assert slots.read(1) == Slot(9, 0, MIB, 0, Phase.SENT, Order.NONE, 0)
@@ -50,7 +50,7 @@ def test_a_child_tells_its_phases_and_rings_for_each(slots: Slots, children: Chi
     slots.arm(2, 7, 5 * MIB)
 
     def work() -> None:
-        mine = JobSlot(slots, 2)
+        mine = JobSlot(slots, 2, 7)
         mine.begin(3 * MIB)
         assert eventually(lambda: mine.order is Order.CANCEL)
         mine.leave(clean=False)
@@ -73,11 +73,10 @@ def test_the_phase_of_a_running_child_is_never_seen_before_its_pid(slots: Slots,
     rounds = 300
 
     def work() -> None:
-        mine = JobSlot(slots, 0)
         for token in range(rounds):
             while (slot := slots.read(0)).phase is not Phase.SENT or slot.token != token:
                 continue
-            mine.begin(0)
+            JobSlot(slots, 0, token).begin(0)
 
     pid = children.start(work)
     for token in range(rounds):
@@ -92,7 +91,7 @@ def test_a_killed_child_leaves_its_pid_behind(slots: Slots, children: Children) 
     slots.arm(0, 7, MIB)
 
     def work() -> None:
-        JobSlot(slots, 0).begin(0)
+        JobSlot(slots, 0, 7).begin(0)
         os.kill(os.getpid(), 9)
 
     pid = children.start(work)
@@ -102,7 +101,7 @@ def test_a_killed_child_leaves_its_pid_behind(slots: Slots, children: Children) 
 
 def test_a_reservation_is_lowered_and_never_raised(slots: Slots) -> None:
     slots.arm(0, 7, 5 * MIB)
-    mine = JobSlot(slots, 0)
+    mine = JobSlot(slots, 0, 7)
     mine.lower(8 * MIB)
     assert mine.reserved == 5 * MIB
     mine.lower(2 * MIB)
@@ -114,7 +113,7 @@ def test_the_peak_of_a_child_stays_after_it_has_let_go(slots: Slots, children: C
     slots.arm(0, 7, 200 * MIB)
 
     def work() -> None:
-        mine = JobSlot(slots, 0)
+        mine = JobSlot(slots, 0, 7)
         mine.begin(rss_anon(os.getpid()))
         block = bytearray(os.urandom(1) * (64 * MIB))
         assert mine.peak > 60 * MIB
@@ -132,3 +131,12 @@ def test_the_peak_of_a_child_stays_after_it_has_let_go(slots: Slots, children: C
     assert slots.sample(0) == 0
     for descriptor in gate:
         os.close(descriptor)
+
+
+def test_a_child_that_comes_too_late_does_not_touch_the_next_jobs_slot(slots: Slots) -> None:
+    late = JobSlot(slots, 0, 7)
+    slots.arm(0, 8, MIB)
+    armed = slots.read(0)
+    assert not late.begin(0)
+    late.leave(clean=True)
+    assert slots.read(0) == armed
