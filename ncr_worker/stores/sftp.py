@@ -28,6 +28,8 @@ from ncr_worker.stores.ssh import fingerprint, open_transport
 
 WRITE = 32_000
 """Bytes for each write request: with its header it fits one SSH packet of 32 KiB. Larger is slower (measured)."""
+SMALLEST_HASHED = 256
+"""Bytes; the extension check-file takes no smaller blocks."""
 
 
 def target(settings: Settings) -> SftpTarget:
@@ -68,7 +70,7 @@ class SftpTarget:
                 _send(source.read, PipelinedWrites(sink, done), size - done, progress)
             if (arrived := _size(client, remote)) != size:
                 raise Transient(f"{remote}: {arrived} of {size:,} bytes arrived (disk full?)", code="sftp_failed")
-            if sha256 and self._hashes:
+            if sha256 and self._hashes and size >= SMALLEST_HASHED:
                 self._hashes = _require_hash(client, remote, sha256)
             _set_mode(client, remote, "SFTP_FILE_MODE", self._settings.sftp_file_mode)
 

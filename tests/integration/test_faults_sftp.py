@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 import asyncssh
 import pytest
 from deliveries import STAGES, LooseRun, World, a_world, as_delivered
+from hashing import hashing_sftp
+from paramiko.sftp_server import _hash_class  # type: ignore[attr-defined]
 from proxy import Proxy, proxy_to
 from services import OpenSSH
 from wilful import PASSWORD, WilfulSftp, wilful_sftp
@@ -24,6 +27,8 @@ from ncr_worker.pipelines.deliver.publish import abandon
 from ncr_worker.sandbox.s3 import S3
 from ncr_worker.sandbox.sftp import SFTP
 from ncr_worker.sandbox.validator import Validator
+from ncr_worker.settings import Settings
+from ncr_worker.stores.sftp import target as sftp_target
 
 LARGE = 24_000_000
 MIB = 1024 * 1024
@@ -263,6 +268,24 @@ def test_modes_are_as_wished(world: World) -> None:
     modes = {path.stat().st_mode & 0o777 for path in (world.root / world.sku).rglob("*") if path.is_file()}
     folders = {path.stat().st_mode & 0o777 for path in [world.root / world.sku, world.root / world.sku / "materials"]}
     assert (modes, folders) == ({0o640}, {0o750})
+
+
+def test_hashes_are_compared_where_the_server_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_hash_class, "sha256", hashlib.sha256)
+    content = tmp_path / "content"
+    content.write_bytes(bytes(range(256)) * 100)
+    right = hashlib.sha256(content.read_bytes()).hexdigest()
+    with hashing_sftp(tmp_path / "files") as settings:
+        server = sftp_target(Settings.model_validate(settings))
+        server.upload(content, "file", sha256=right)
+        with (tmp_path / "files" / "file").open("r+b") as stored:
+            stored.write(b"not this")
+        with pytest.raises(Transient) as caught:
+            server.upload(content, "file", sha256=right)
+        assert caught.value.code == "sftp_not_as_planned"
+        server.upload(content, "file", sha256=right)  # all of it, as the wrong one was removed
+        server.close()
+    assert (tmp_path / "files" / "file").read_bytes() == content.read_bytes()
 
 
 @pytest.mark.parametrize("setting", ["sftp_file_mode", "sftp_folder_mode"])
