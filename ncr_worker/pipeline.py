@@ -35,7 +35,7 @@ class Args(BaseModel):
 
     @property
     def tenant(self) -> str:
-        """Whose work it is: the unit of fair share."""
+        """Whose work it is."""
         return ""
 
 

@@ -121,7 +121,7 @@ class Settings(BaseSettings):
         60, gt=0, description="Seconds without a heartbeat after which a host's jobs go to others"
     )
     shutdown_grace: float = Field(
-        25,
+        20,
         ge=0,
         description="Seconds that running jobs get to finish at SIGTERM; below the container's grace period",
     )
