@@ -42,7 +42,7 @@ test-fast: setup ## Run the unit tests only: seconds, no servers
 bench-delivery: setup ## Our deliveries beside the plain way and a shell pipeline (QUICK=1: a small run)
 	benchmarks/install-tools.sh
 	UV_PROJECT_ENVIRONMENT=$(VENV)/bench $(UV) sync --quiet --locked --only-group bench || echo "s5cmd is missing" >&2
-	PYTHONPATH=tests QUICK=$(QUICK) $(BIN)/python benchmarks/delivery.py $(VENV)/bench/bin
+	PYTHONPATH=tests QUICK=$(QUICK) ROUNDS=$(ROUNDS) $(BIN)/python benchmarks/delivery.py $(VENV)/bench/bin
 
 check: setup ## Formatting, lint, types, layers, shell scripts, Dockerfile, generated files
 	$(BIN)/ruff format --check

@@ -25,13 +25,17 @@ PATIENCE = 900.0
 
 
 class OurWorker:
-    """A real worker with one pool child. `idle`: the child's anonymous bytes after its first, small job."""
+    """A real worker with one pool child. `idle`: the child's anonymous bytes after its first, small job.
+
+    `most`: the largest of the peaks in the ledger, which count from what a child has before its first job.
+    """
 
     def __init__(self, app: App, worker: Worker, openssh: OpenSSH) -> None:
         self._app = app
         self._worker = worker
         self._openssh = openssh
         self.idle = 0
+        self.most = 0
 
     def warm_up(self, first: Dataset) -> None:
         self.deliver(first)
@@ -48,6 +52,7 @@ class OurWorker:
             raise BenchmarkFailed(f"our job ended {job.state}: {job.error}; see {self._worker.log}")
         if self._child() != child:
             raise BenchmarkFailed("the pool child was renewed: nothing to compare its memory with")
+        self.most = max(self.most, job.peak or 0)
         seconds = job.finished_at - job.started_at
         return Measured(seconds, cpu_seconds(child) - before, peak.bytes - self.idle, self._stages(job))
 

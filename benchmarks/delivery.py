@@ -1,5 +1,6 @@
-"""Deliveries by our worker, the plain way and a shell pipeline, on the same servers: `make bench-delivery [QUICK=1]`.
+"""Deliveries by our worker, the plain way and a shell pipeline, on the same servers.
 
+`make bench-delivery [QUICK=1] [ROUNDS=n]`.
 Read ratios, not digits: the figures depend on the machine. README.md tells what is measured and how.
 """
 
@@ -153,14 +154,16 @@ def main() -> None:
             bench.seed(FIRST)
             bench.ours.warm_up(FIRST)
             say.print(f"our pool child after its first small job: {bench.ours.idle / MIB:.0f} MiB")
-            small = compare(bench, scale.small, scale.rounds, say)
-            big = compare(bench, scale.big, scale.rounds, say)
-            medium = _ours_alone(bench, scale.medium, scale.rounds)
-            alone = sftp_alone(bench.openssh, scale.big.size, scale.rounds)
+            rounds = int(os.environ.get("ROUNDS") or scale.rounds)
+            small = compare(bench, scale.small, rounds, say)
+            big = compare(bench, scale.big, rounds, say)
+            medium = _ours_alone(bench, scale.medium, rounds)
+            alone = sftp_alone(bench.openssh, scale.big.size, rounds)
     for dataset, found in ((scale.small, small), (scale.big, big)):
         say.print(table(dataset, found))
     growth = (big["ours"].peak - medium.peak) / MIB
     say.print(f"our peak for {scale.medium.title} is {medium.peak / MIB:.0f} MiB; {growth:+.0f} MiB for the big one")
+    say.print(f"most that any job took above the child before its first one: {bench.ours.most / MIB:.0f} MiB")
     say.print(f"SFTP alone, {scale.big.title}: OpenSSH {alone.openssh:.2f} s, ours {alone.ours:.2f} s")
     result = {"small": summary(small), "big": summary(big), "sftp_over_openssh": round(alone.ratio, 3)}
     print(json.dumps(result))
