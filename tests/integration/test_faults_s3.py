@@ -123,6 +123,22 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+def test_a_disk_that_has_room_for_almost_all_is_full(world: World) -> None:
+    """A write may then be short without an error."""
+    run = world.run()
+    parcel = world.deliver(run, until="plan")
+    model = max(parcel.items, key=lambda item: item.size)
+    parcel = parcel.evolve(items=(model,))
+    run.folder.rmdir()
+    with small_disk(run.folder, model.size // 4096 * 4096):
+        with pytest.raises(Transient) as caught:
+            STAGES["fetch"](run, parcel)
+        assert caught.value.code == "disk_full"
+        del caught
+        subprocess.run(["mount", "-o", f"remount,size={2 * model.size}", str(run.folder)], check=True)
+        STAGES["fetch"](run, parcel)
+
+
 def test_a_full_local_disk_is_named_and_room_is_all_that_is_needed(world: World) -> None:
     run = world.run()
     parcel = world.deliver(run, until="plan")

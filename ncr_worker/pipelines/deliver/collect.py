@@ -52,6 +52,8 @@ def fetch(run: Run, parcel: Delivery) -> Delivery:
             return sha256
         part = path.with_suffix(".part")
         sha256 = store.read(Entry(item.key, item.size, item.etag), part, progress)
+        if not _has_size(part, item.size):  # the last write to a full disk may be short without an error
+            raise Transient(f"local disk is full: {item.key} was not written whole", code="disk_full", retry_in=30)
         part.replace(path)  # so a file under its name is whole
         return sha256
 
