@@ -122,6 +122,8 @@ def _configuration(settings: Settings) -> dict[str, Any]:
             "interval_step": 0,
             "socket_connect_timeout": 2,
             "socket_timeout": 5,
-            **({"write_timeout": 5} if "amqp" in settings.broker_url.split(":")[0] else {}),
+            # On Redis no message is kept until it is acknowledged: it is but a hint. Putting kept ones back, when Redis
+            # has gone away, raises in kombu and ends the whole worker.
+            **({"write_timeout": 5} if "amqp" in settings.broker_url.split(":")[0] else {"ack_emulation": False}),
         },
     }

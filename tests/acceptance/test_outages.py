@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
@@ -46,6 +47,23 @@ def test_board_and_broker_may_be_emptied_and_restarted(
     stack.assert_settled()
     assert {stack.runs(job_id) for job_id in counters + unsent} == {1}
     assert {stack.job(job_id).attempt for job_id in stack.jobs} == {1}
+    assert worker.running
+
+
+def test_the_broker_may_restart_with_messages_in_flight(
+    make_stack: MakeStack, broker: str, broker_server: ServerProcess
+) -> None:
+    stack = make_stack(broker=broker)
+    worker = stack.worker("h1")
+    worker.signal_children(signal.SIGSTOP)
+    job_ids = [stack.submit("counter") for _ in range(4)]
+    eventually(lambda: all(map(worker.received, job_ids)), "all messages are on their way, none is acknowledged")
+    broker_server.kill()
+    broker_server.start()
+    worker.signal_children(signal.SIGCONT)
+    stack.assert_settled()
+    assert {stack.runs(job_id) for job_id in job_ids} == {1}
+    assert worker.running
 
 
 def empty_broker(stack: Stack, servers: Servers, broker: str) -> None:
