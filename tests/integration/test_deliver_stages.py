@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,10 @@ def test_a_second_delivery_replaces_the_first_as_a_whole(world: World) -> None:
 
 
 def test_earlier_deliveries_are_kept_as_many_as_wished(world: World) -> None:
-    for content in (b"one", b"two", b"three", b"four"):
+    for day, content in enumerate((b"one", b"two", b"three", b"four"), 1):
         world.put("Docs/sheet.csv", content)
         world.deliver(world.run(sftp_backups=2))
+        os.utime(world.root / world.sku, (86_400 * day, 86_400 * day))  # SFTP tells times in whole seconds
     kept = [(world.root / name / "docs/sheet.csv").read_bytes() for name in world.hidden()]
     assert sorted(kept) == [b"three", b"two"]
     assert world.delivered()["docs/sheet.csv"] == b"four"
