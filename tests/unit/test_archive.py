@@ -81,15 +81,14 @@ def test_which_thread_is_faster_makes_no_difference(tmp_path: Path, monkeypatch:
     path.write_bytes(b"".join(random.Random(n).randbytes(1000) * (CHUNK // 800) for n in range(4)) + b"end")
     files = [("a.glb", path), ("b.glb", path)]
     archive.pack(tmp_path / "one.zip", files)
-    real, evens = archive._deflate, threading.Semaphore(0)
-    calls = itertools.count()
+    real, calls = archive._deflate, itertools.count()
+    begun = [threading.Event() for _ in range(12)]
 
     def every_other_waits(content: bytes) -> bytes:
         number = next(calls)
-        if number % 2:
-            evens.release()  # only now the block before it goes on
-        elif number < 10:
-            evens.acquire()
+        begun[number].set()
+        if number % 2 == 0:
+            assert begun[number + 1].wait(60)  # only once the block after it has been begun
         return real(content)
 
     monkeypatch.setattr(archive, "_deflate", every_other_waits)
