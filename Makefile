@@ -58,7 +58,7 @@ format: setup ## Format, and mend what the linter can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-lock: setup ## Update uv.lock for pyproject.toml, and all that is generated: requirements.txt, env_sample
+lock: | $(UV) ## Update uv.lock for pyproject.toml, and all that is generated: requirements.txt, env_sample
 	$(UV) lock
 	$(MAKE) setup
 	$(call requirements) > requirements.txt
