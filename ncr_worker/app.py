@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from ncr_worker.board import Board
-from ncr_worker.errors import NotFound, Rejected
-from ncr_worker.job import NewBatch, NewJob
+from ncr_worker.errors import Conflict, NotFound, Rejected
+from ncr_worker.history import History
+from ncr_worker.idempotency import Once, Stored
+from ncr_worker.job import NewBatch, NewJob, State
 from ncr_worker.ledger import Ledger
-from ncr_worker.memory.admission import Admission, Verdict
+from ncr_worker.memory.admission import Admission
+from ncr_worker.pauses import Pauses, Scope
 from ncr_worker.pipeline import Args, Pipeline
 from ncr_worker.pipelines import load_pipelines
 from ncr_worker.pipelines.deliver.model import DeliverArgs
@@ -20,15 +26,7 @@ from ncr_worker.pipelines.deliver.preview import Preview, preview
 from ncr_worker.run import Connectors
 from ncr_worker.settings import Settings
 from ncr_worker.sql import Database
-
-
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """What was stored. `verdict`: what admission said, with a word for the user."""
-
-    job_ids: tuple[str, ...]
-    batch_id: str | None
-    verdict: Verdict
+from ncr_worker.views.lookup import Lookup
 
 
 class App:
@@ -44,8 +42,11 @@ class App:
             overtake_limit=settings.overtake_limit,
         )
         self.board = Board(settings.board_url)
-        self.admission = Admission(self.ledger)
+        self.history = History(self.database)
+        self.pauses = Pauses(self.database)
+        self.admission = Admission(self.ledger, self.history, self.pauses, max_backlog=settings.max_backlog)
         self.connectors = Connectors(settings.model_copy(update={"db_patience": patience}))
+        self._in_flight: set[str] = set()
 
     def close(self) -> None:
         self.connectors.close()
@@ -62,14 +63,71 @@ class App:
             raise NotFound(f"there is no kind {kind!r}; known: {', '.join(sorted(self.pipelines))}")
         return self.pipelines[kind]
 
-    def submit(self, kind: str, args: Args, *, actor: str = "api") -> Submitted:
-        """Store one job; once this returns it is not lost. Raises Busy, NeverFits, Conflict, DatabaseAway."""
-        return self._submit(kind, [args], None, actor)
+    @cached_property
+    def look(self) -> Lookup:
+        return Lookup(self.ledger, self.history, self.pauses, self.board, self.pipelines)
 
-    def submit_batch(self, kind: str, many: Sequence[Args], *, tenant: str = "", actor: str = "api") -> Submitted:
+    def submit(self, kind: str, args: Args, *, actor: str = "api", key: str | None = None) -> Stored:
+        """Store one job; once this returns it is not lost.
+
+        `key`: the client's word that a second submit with it is the same one; it stores nothing and gets the first
+        answer. Raises Busy, NeverFits, Conflict, DatabaseAway; Rejected for a key that was used for another submit.
+        """
+        return self._submit(kind, [args], None, actor, key)
+
+    def submit_batch(
+        self, kind: str, many: Sequence[Args], *, tenant: str = "", actor: str = "api", key: str | None = None
+    ) -> Stored:
         """Store a batch, all of it or nothing. At most BATCH_SIZE of its jobs run at once. Raises like `submit`."""
         batch = NewBatch(str(uuid.uuid4()), tenant, self.settings.batch_size)
-        return self._submit(kind, many, batch, actor)
+        return self._submit(kind, many, batch, actor, key)
+
+    def cancel(self, job_id: str, *, actor: str) -> State:
+        """Ask a job to stop; its state now. Raises NotFound; Conflict when it has ended."""
+        state = self.ledger.intake.cancel(job_id, actor=actor)
+        self.board.wake()
+        return state
+
+    def cancel_batch(self, batch_id: str, *, actor: str) -> list[str]:
+        """Ask all jobs of a batch that have not ended to stop; which. Raises NotFound."""
+        batch = self.history.batch(batch_id)
+        return [
+            line.id for line in self.history.lines_of(batch.id) if not line.terminal and self._stops(line.id, actor)
+        ]
+
+    def retry(self, job_id: str, *, actor: str) -> None:
+        """A new round for a job that failed or was cancelled. Raises NotFound, Conflict."""
+        job = self.ledger.reads.job(job_id)
+        pipeline = self.pipeline(job.kind)
+        key = pipeline.exclusive(pipeline.args.model_validate(job.args))
+        self.ledger.intake.retry(job_id, need=pipeline.memory, exclusive_key=key, actor=actor)
+        self.board.wake()
+
+    def retry_batch(self, batch_id: str, *, actor: str) -> tuple[list[str], dict[str, str]]:
+        """A new round for the failed jobs of a batch: which, and job id -> why not. Raises NotFound."""
+        batch = self.history.batch(batch_id)
+        retried: list[str] = []
+        refused: dict[str, str] = {}
+        for line in self.history.lines_of(batch.id):
+            if line.state is State.FAILED:
+                try:
+                    self.retry(line.id, actor=actor)
+                    retried.append(line.id)
+                except Conflict as error:
+                    refused[line.id] = str(error)
+        return retried, refused
+
+    def pause(self, scope: Scope, *, actor: str, note: str = "") -> None:
+        """Refuse new jobs (INTAKE), or start no more of them (WORK)."""
+        self.pauses.pause(scope, actor=actor, note=note)
+        self.admission.forget()
+
+    def resume(self, scope: Scope) -> bool:
+        """Whether it was paused."""
+        resumed = self.pauses.resume(scope)
+        self.admission.forget()
+        self.board.wake()
+        return resumed
 
     def plan(self, args: DeliverArgs) -> Preview:
         """What a delivery of this job would be now. Nothing is fetched, stored or reserved.
@@ -83,13 +141,39 @@ class App:
                 raise
             raise NotFound(str(error), code=error.code) from error
 
-    def _submit(self, kind: str, many: Sequence[Args], batch: NewBatch | None, actor: str) -> Submitted:
+    def _submit(self, kind: str, many: Sequence[Args], batch: NewBatch | None, actor: str, key: str | None) -> Stored:
         pipeline = self.pipeline(kind)
-        verdict = self.admission.judge(pipeline.memory)
+        if key is None:
+            return self._store(pipeline, many, batch, actor, None)
+        print_ = _fingerprint(kind, many, batch is not None)
+        if key in self._in_flight:
+            raise Conflict(
+                "the first submit with this Idempotency-Key is not answered yet; ask again", code="in_flight"
+            )
+        self._in_flight.add(key)
+        try:
+            earlier = self.ledger.intake.stored(key, print_)
+            return earlier or self._store(pipeline, many, batch, actor, Once(key, print_, "", 0.0))
+        finally:
+            self._in_flight.discard(key)
+
+    def _store(
+        self, pipeline: Pipeline[Any], many: Sequence[Args], batch: NewBatch | None, actor: str, once: Once | None
+    ) -> Stored:
+        verdict = self.admission.judge(pipeline.memory, len(many))
+        message, at = f"stored; {verdict.reason}", time.time()
         jobs = [self._new(pipeline, args, batch) for args in many]
-        self.ledger.intake.submit(jobs, batch, actor=actor)
+        once = replace(once, message=message, answered_at=at) if once else None
+        stored = self.ledger.intake.submit(jobs, batch, actor=actor, once=once)
         self.board.wake()
-        return Submitted(tuple(job.id for job in jobs), batch.id if batch else None, verdict)
+        return stored if stored.again else replace(stored, message=message, answered_at=at)
+
+    def _stops(self, job_id: str, actor: str) -> bool:
+        try:
+            self.cancel(job_id, actor=actor)
+        except Conflict:  # it has ended meanwhile
+            return False
+        return True
 
     def _new(self, pipeline: Pipeline[Any], args: Args, batch: NewBatch | None) -> NewJob:
         return NewJob(
@@ -104,3 +188,9 @@ class App:
             batch_id=batch.id if batch else None,
             exclusive_key=pipeline.exclusive(args),
         )
+
+
+def _fingerprint(kind: str, many: Sequence[Args], batch: bool) -> str:
+    """Of what is submitted, as it was understood: another order of fields is no other request."""
+    content = [kind, batch, [args.model_dump(mode="json") for args in many]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

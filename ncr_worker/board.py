@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import redis
@@ -76,31 +74,9 @@ class Board:
         except redis.RedisError:
             return False
 
-    @contextmanager
-    def on_wake(self, call: Callable[[], None]) -> Iterator[None]:
-        """Call `call` from a thread at every wake-up, and once after each gap in the connection."""
-        stop = threading.Event()
-
-        def listen() -> None:
-            while not stop.is_set():
-                try:
-                    with self._redis.pubsub(ignore_subscribe_messages=True) as channel:  # type: ignore[no-untyped-call]
-                        channel.subscribe(WAKE)
-                        call()
-                        while not stop.is_set():
-                            if channel.get_message(timeout=0.3):
-                                call()
-                except redis.RedisError as error:
-                    log.debug("no wake-ups, polling instead: %s", error)
-                    stop.wait(1.0)
-
-        thread = threading.Thread(target=listen, name="board-wake", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join(2)
+    def wakes(self) -> redis.client.PubSub:
+        """The channel of wake-ups, not yet subscribed to. Unlike the rest it raises redis.RedisError."""
+        return self._redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call,no-any-return]
 
     def _try(self, work: Callable[[], T], otherwise: T) -> T:
         if time.monotonic() < self._dark_until:

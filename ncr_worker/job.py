@@ -34,6 +34,7 @@ class Reason(StrEnum):
     HOST_LOST = "host_lost"
     WORKER_LOST = "worker_lost"
     SERVICE_DOWN = "service_down"
+    WINDING_UP = "winding_up"  # its end is decided; one more run cleans up what it left outside
 
 
 TRANSITIONS: Mapping[State, frozenset[State]] = MappingProxyType(
@@ -41,9 +42,10 @@ TRANSITIONS: Mapping[State, frozenset[State]] = MappingProxyType(
         # failed: it waited too long, or fits no host
         State.QUEUED: frozenset({State.DISPATCHED, State.FAILED, State.CANCELLED}),
         State.DISPATCHED: frozenset({State.RUNNING, State.QUEUED, State.CANCELLED}),
-        State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.QUEUED, State.CANCELLING}),
-        # succeeded, failed: too late to cancel, the end had come already
-        State.CANCELLING: frozenset({State.CANCELLED, State.SUCCEEDED, State.FAILED}),
+        # cancelled: its clean-up, after it was cancelled while it waited
+        State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.QUEUED, State.CANCELLING, State.CANCELLED}),
+        # succeeded, failed: too late to cancel, the end had come already; queued: its process died, to be wound up
+        State.CANCELLING: frozenset({State.CANCELLED, State.SUCCEEDED, State.FAILED, State.QUEUED}),
         # A person may retry a job that ended without success: a new round.
         State.FAILED: frozenset({State.QUEUED}),
         State.CANCELLED: frozenset({State.QUEUED}),

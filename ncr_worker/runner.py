@@ -73,8 +73,9 @@ class Runner:
         stages = run.pipeline.stages
         parcel, start = self._resume(run, claim)
         run.parcel = parcel
-        if run.job.attempt > run.job.max_attempts:  # its processes died: all that is left to do is to clean up
-            raise StageError(run.job.error or "its attempts are used up", code=run.job.error_code)
+        if run.job.attempt > run.job.max_attempts:  # its end is decided: all that is left to do is to clean up
+            wound_up = Cancelled if run.job.error_code == Cancelled.code else StageError
+            raise wound_up(run.job.error or "its attempts are used up", code=run.job.error_code)
         done: Checkpoint | None = None
         for position, stage in enumerate(stages[start:], start):
             run.parcel = parcel

@@ -75,6 +75,9 @@ class Settings(BaseSettings):
     cors_origins: Words = Field((), description="Comma-separated origins that browsers may call the API from")
     max_body_bytes: int = Field(16 * 1024 * 1024, gt=0, description="Largest JSON request body, bytes")
     max_batch_jobs: int = Field(10_000, gt=0, description="Most jobs in one batch")
+    max_backlog: int = Field(
+        100_000, gt=0, description="Jobs that may wait; more are refused with 503 until some have run"
+    )
     flower_port: int = Field(5555, description="Port of Flower")
 
     # --- Where jobs are remembered -------------------------------------------------------------------

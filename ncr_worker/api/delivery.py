@@ -4,25 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi import APIRouter, Body, Query, Response
 from fastapi.exceptions import RequestValidationError
 
-from ncr_worker.api.dependencies import Id, Now, TheApp
+from ncr_worker.api.dependencies import Id, TheApp
 from ncr_worker.api.problems import documented
-from ncr_worker.api.schemas import (
-    Accepted,
-    AcceptedBatch,
-    AcceptedJob,
-    ActiveJobs,
-    BatchStatus,
-    JobReceipt,
-    JobStatus,
-)
-from ncr_worker.api.status import batch_status, job_receipt, job_status
-from ncr_worker.app import App
-from ncr_worker.job import Job
+from ncr_worker.api.schemas import Accepted, AcceptedBatch, AcceptedJob, ActiveJobs
 from ncr_worker.pipelines.deliver.model import DeliverArgs, PlanArgs
 from ncr_worker.pipelines.deliver.preview import Preview
+from ncr_worker.views.job import moment
+from ncr_worker.views.models import BatchStatus, JobReceipt, JobStatus
 
 KIND = "deliver"
 PENDING = "pending"
@@ -37,17 +28,17 @@ ManyJobs = Annotated[list[DeliverArgs], Body(min_length=1, examples=[[_JOB, {**_
 @router.post(
     "/process-job", status_code=202, summary="Deliver the files of one job", responses=documented(409, 413, 422, 503)
 )
-def process_job(args: OneJob, app: TheApp, response: Response, now: Now) -> Accepted:
+def process_job(args: OneJob, app: TheApp, response: Response) -> Accepted:
     """Stores the job and answers. Of one `job_id` only one delivery may be unfinished: another is a 409 naming it."""
     submitted = app.submit(KIND, args)
     (task_id,) = submitted.job_ids
     response.headers["Location"] = f"/job-status/{task_id}"
-    message = f"stored; {submitted.verdict.reason}"
-    return Accepted(job_id=args.job_id, task_id=task_id, status=PENDING, message=message, timestamp=now)
+    at = moment(submitted.answered_at)
+    return Accepted(job_id=args.job_id, task_id=task_id, status=PENDING, message=submitted.message, timestamp=at)
 
 
 @router.post("/process-batch", status_code=202, summary="Deliver many jobs", responses=documented(409, 413, 422, 503))
-def process_batch(many: ManyJobs, app: TheApp, request: Request, response: Response, now: Now) -> AcceptedBatch:
+def process_batch(many: ManyJobs, app: TheApp, response: Response) -> AcceptedBatch:
     """Stores all jobs or none. At most `BATCH_SIZE` jobs of a batch run at once, over all worker hosts."""
     most = app.settings.max_batch_jobs
     if len(many) > most:
@@ -64,27 +55,23 @@ def process_batch(many: ManyJobs, app: TheApp, request: Request, response: Respo
             for args, task_id in zip(many, submitted.job_ids, strict=True)
         ],
         status=PENDING,
-        message=f"stored; {submitted.verdict.reason}",
-        timestamp=now,
+        message=submitted.message,
+        timestamp=moment(submitted.answered_at),
     )
 
 
 @router.get("/job-status/{task_id}", summary="How one job is doing", responses=documented(404, 422, 503))
-def get_job_status(task_id: Id, app: TheApp, now: Now) -> JobStatus:
+def get_job_status(task_id: Id, app: TheApp) -> JobStatus:
     """From the ledger; live figures from Redis where they are fresh. Without Redis the ledger alone still answers."""
-    (status,) = _statuses(app, [app.ledger.reads.job(task_id)], now)
-    return status
+    return app.look.status(task_id)
 
 
 @router.get(
     "/batch-status/{batch_id}", summary="How the jobs of a batch are doing", responses=documented(404, 422, 503)
 )
-def get_batch_status(batch_id: Id, app: TheApp, now: Now) -> BatchStatus:
+def get_batch_status(batch_id: Id, app: TheApp) -> BatchStatus:
     """`completed`: all succeeded; `partial`: some; `failed`: none; `processing`: some are not yet over."""
-    batch = app.ledger.reads.batch(batch_id)
-    jobs = app.ledger.reads.jobs_of(batch.id, limit=batch.total)
-    lives = app.board.statuses([job.id for job in jobs if not job.terminal])
-    return batch_status(batch.id, jobs, app.pipelines, lives, now)
+    return app.look.batch(batch_id)
 
 
 @router.get("/plan", summary="What a delivery would be", responses=documented(404, 422, 503))
@@ -104,20 +91,12 @@ def get_receipt(task_id: Id, app: TheApp, response: Response) -> JobReceipt:
 
     Of a job that was rejected there is the validator's answer, and no receipt.
     """
-    job = app.ledger.reads.job(task_id)
-    answer = job_receipt(job, app.pipeline(job.kind))
-    response.headers["Content-Disposition"] = f'attachment; filename="receipt-{job.id}.json"'
-    return answer
+    response.headers["Content-Disposition"] = f'attachment; filename="receipt-{task_id}.json"'
+    return app.look.receipt(task_id)
 
 
 @router.get("/jobs/active", summary="Jobs that run now", responses=documented(503))
-def active_jobs(app: TheApp, now: Now) -> ActiveJobs:
+def active_jobs(app: TheApp) -> ActiveJobs:
     """Jobs that are on a worker host, oldest first; queued ones are counted in `/celery-stats`."""
-    # While a new version is rolled out, a worker may already run a kind that this API does not know yet.
-    jobs = [job for job in app.ledger.reads.active() if job.kind in app.pipelines]
-    return ActiveJobs(active_jobs=_statuses(app, jobs, now), count=len(jobs))
-
-
-def _statuses(app: App, jobs: list[Job], now: Now) -> list[JobStatus]:
-    lives = app.board.statuses([job.id for job in jobs])
-    return [job_status(job, app.pipeline(job.kind), lives.get(job.id), now) for job in jobs]
+    jobs = app.look.active()
+    return ActiveJobs(active_jobs=jobs, count=len(jobs))

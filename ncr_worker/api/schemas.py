@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
-from ncr_worker.pipelines.deliver.model import Receipt
-from ncr_worker.validator import Verdict
+from ncr_worker.views.models import BATCH, HOST, TASK, TIME, JobStatus, example
 from ncr_worker.worker.inspection import RunningTask, WorkerStats
 
 NAME = "NCR Upload API"
 
-_TASK = "0b0f9f0e-6f0c-4a46-9d5e-0f3f0b1f2a3c"
-_BATCH = "7d1c2b3a-4f5e-4a6b-8c7d-9e0f1a2b3c4d"
-_TIME = "2026-11-22T09:30:00.123456Z"
-_HOST = "worker-1"
 _GIB = 1024**3
-_VERDICT = {"result": "Valid", "answer": {"data": [{"result": "Valid", "reasons": []}]}}
-
-
-def _example(**values: Any) -> ConfigDict:
-    return ConfigDict(json_schema_extra={"examples": [values]})
 
 
 class Service(BaseModel):
@@ -32,7 +22,7 @@ class Service(BaseModel):
     version: str
     links: dict[str, str]
 
-    model_config = _example(
+    model_config = example(
         name=NAME, version="0.1.0", links={"docs": "/docs", "openapi": "/openapi.json", "health": "/health"}
     )
 
@@ -46,8 +36,8 @@ class Accepted(BaseModel):
     message: str
     timestamp: datetime
 
-    model_config = _example(
-        job_id="4711", task_id=_TASK, status="pending", message="stored; 2 worker host(s) up", timestamp=_TIME
+    model_config = example(
+        job_id="4711", task_id=TASK, status="pending", message="stored; 2 worker host(s) up", timestamp=TIME
     )
 
 
@@ -67,155 +57,13 @@ class AcceptedBatch(BaseModel):
     message: str
     timestamp: datetime
 
-    model_config = _example(
-        batch_id=_BATCH,
+    model_config = example(
+        batch_id=BATCH,
         total_jobs=1,
-        jobs=[{"job_id": "4711", "task_id": _TASK, "status": "pending"}],
+        jobs=[{"job_id": "4711", "task_id": TASK, "status": "pending"}],
         status="pending",
         message="stored; 2 worker host(s) up",
-        timestamp=_TIME,
-    )
-
-
-class JobProgress(BaseModel):
-    """Files and bytes are those of the current step; of a job that is done, those of the whole."""
-
-    current_step: str
-    total_files: int = 0
-    processed_files: int = 0
-    current_file: str = ""
-    percentage: float = 0.0
-    bytes_done: int = 0
-    bytes_total: int = 0
-
-
-class JobError(BaseModel):
-    code: str
-    detail: str
-
-
-class JobStatus(BaseModel):
-    """`reason`: why a job that is not running waits. `error`: the last one; of a job that goes on, of its last try."""
-
-    job_id: str
-    task_id: str
-    batch_id: str | None = None
-    kind: str
-    status: str
-    progress: JobProgress
-    message: str
-    reason: str | None = None
-    error: JobError | None = None
-    attempt: int
-    max_attempts: int
-    host: str | None = None
-    created_at: datetime
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-    timestamp: datetime
-
-    model_config = _example(
-        job_id="4711",
-        task_id=_TASK,
-        batch_id=None,
-        kind="deliver",
-        status="uploading",
-        progress={
-            "current_step": "upload",
-            "total_files": 12,
-            "processed_files": 7,
-            "current_file": "CHAIR-1/textures/oak.png",
-            "percentage": 81.5,
-            "bytes_done": 7340032,
-            "bytes_total": 12582912,
-        },
-        message="step upload runs",
-        reason=None,
-        error=None,
-        attempt=1,
-        max_attempts=5,
-        host=_HOST,
-        created_at=_TIME,
-        started_at=_TIME,
-        finished_at=None,
-        timestamp=_TIME,
-    )
-
-
-class JobReceipt(BaseModel):
-    """`verdict`: the validator's word and whole answer, if it was asked. `receipt`: only of a job that delivered."""
-
-    job_id: str
-    task_id: str
-    status: str
-    error: JobError | None = None
-    verdict: Verdict | None = None
-    receipt: Receipt | None = None
-
-    model_config = _example(
-        job_id="4711",
-        task_id=_TASK,
-        status="completed",
-        error=None,
-        verdict=_VERDICT,
-        receipt={
-            "target": "./CHAIR-1",
-            "server": "sftp.example:22",
-            "host_key": "SHA256:uNiVztksCsDhcc0u9e8BrrJXVGDBSpyfzkZ7H8MyLFc",
-            "files": [
-                {
-                    "key": "4711/CHAIR-1/GLB_files/chair.glb",
-                    "target": "CHAIR-1/CHAIR-1.glb",
-                    "size": 7340032,
-                    "etag": '"9b2cf535f27731c974343645a3985328"',
-                    "sha256": "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
-                }
-            ],
-            "total_files": 1,
-            "total_bytes": 7340032,
-            "verdict": _VERDICT,
-            "submitted_at": _TIME,
-            "validated_at": _TIME,
-            "published_at": _TIME,
-            "delivered_at": _TIME,
-        },
-    )
-
-
-class BatchJob(BaseModel):
-    job_id: str
-    task_id: str
-    status: str
-    percentage: float
-
-
-class BatchStatus(BaseModel):
-    """`counts`: jobs by their status. `percentage`: how much of the work is over; a job that has ended counts whole."""
-
-    batch_id: str
-    status: Literal["pending", "processing", "completed", "partial", "failed", "cancelled"]
-    total_jobs: int
-    counts: dict[str, int]
-    percentage: float
-    jobs: list[BatchJob]
-    timestamp: datetime
-
-    model_config = _example(
-        batch_id=_BATCH,
-        status="processing",
-        total_jobs=2,
-        counts={"completed": 1, "uploading": 1},
-        percentage=90.8,
-        jobs=[
-            {"job_id": "4711", "task_id": _TASK, "status": "completed", "percentage": 100.0},
-            {
-                "job_id": "4712",
-                "task_id": "1c1f9f0e-6f0c-4a46-9d5e-0f3f0b1f2a3c",
-                "status": "uploading",
-                "percentage": 81.5,
-            },
-        ],
-        timestamp=_TIME,
+        timestamp=TIME,
     )
 
 
@@ -225,7 +73,7 @@ class ActiveJobs(BaseModel):
     active_jobs: list[JobStatus]
     count: int
 
-    model_config = _example(active_jobs=[], count=0)
+    model_config = example(active_jobs=[], count=0)
 
 
 class Health(BaseModel):
@@ -237,13 +85,13 @@ class Health(BaseModel):
     workers: int
     timestamp: datetime
 
-    model_config = _example(status="healthy", redis="connected", database="connected", workers=2, timestamp=_TIME)
+    model_config = example(status="healthy", redis="connected", database="connected", workers=2, timestamp=TIME)
 
 
 class Probe(BaseModel):
     status: str
 
-    model_config = _example(status="ok")
+    model_config = example(status="ok")
 
 
 class ProcessMemory(BaseModel):
@@ -299,7 +147,7 @@ class MemoryStats(BaseModel):
     hosts: list[HostMemory]
     timestamp: datetime
 
-    model_config = _example(
+    model_config = example(
         process={"pid": 4321, "rss_bytes": 95_000_000, "anonymous_bytes": 70_000_000},
         system={"limit_bytes": 8 * _GIB, "limit_source": "cgroup v2", "used_bytes": 2 * _GIB, "used_percent": 25.0},
         recommended_concurrency=46,
@@ -307,7 +155,7 @@ class MemoryStats(BaseModel):
         reason="1 worker host(s) up",
         hosts=[
             {
-                "host": _HOST,
+                "host": HOST,
                 "state": "up",
                 "limit_bytes": 8 * _GIB,
                 "limit_source": "cgroup v2",
@@ -321,7 +169,7 @@ class MemoryStats(BaseModel):
                 "seconds_since_heartbeat": 3.2,
             }
         ],
-        timestamp=_TIME,
+        timestamp=TIME,
     )
 
 
@@ -351,12 +199,12 @@ class CeleryStats(BaseModel):
     backlog: list[BacklogEntry]
     timestamp: datetime
 
-    model_config = _example(
+    model_config = example(
         broker="connected",
-        active={f"ncr@{_HOST}": [{"task_id": _TASK, "kind": "deliver", "pid": 4330, "started_at": 1763803800.1}]},
-        reserved={f"ncr@{_HOST}": []},
+        active={f"ncr@{HOST}": [{"task_id": TASK, "kind": "deliver", "pid": 4330, "started_at": 1763803800.1}]},
+        reserved={f"ncr@{HOST}": []},
         stats={
-            f"ncr@{_HOST}": {
+            f"ncr@{HOST}": {
                 "pid": 4322,
                 "uptime": 3600,
                 "concurrency": 4,
@@ -365,7 +213,7 @@ class CeleryStats(BaseModel):
             }
         },
         scheduled=1,
-        queues={_HOST: 0},
+        queues={HOST: 0},
         backlog=[{"kind": "deliver", "reason": "retry", "jobs": 1, "scheduled": 1, "need_bytes": 100_663_296}],
-        timestamp=_TIME,
+        timestamp=TIME,
     )

@@ -19,9 +19,9 @@ from ncr_worker.api.schemas import (
     SystemMemory,
     Waiting,
 )
-from ncr_worker.api.status import FOR_MEMORY
 from ncr_worker.ledger import Host
 from ncr_worker.memory.domain import Domain, rss_anon
+from ncr_worker.views.job import FOR_MEMORY
 
 router = APIRouter(tags=["statistics"])
 
@@ -31,7 +31,7 @@ def memory_stats(app: TheApp, now: Now) -> MemoryStats:
     """Whether deliveries are taken in now, and why; the limit that counts is the cgroup's where there is one."""
     need = app.pipeline(KIND).memory
     verdict = app.admission.explain(need)
-    short = [entry for entry in app.ledger.reads.backlog() if entry.reason in FOR_MEMORY]
+    short = [entry for entry in app.history.backlog() if entry.reason in FOR_MEMORY]
     waiting = Waiting(jobs=sum(entry.jobs for entry in short), bytes=sum(entry.need for entry in short))
     here = Domain(app.settings.host_memory_bytes).read()
     share = int(here.limit * app.settings.max_memory_usage_percent / 100)
@@ -56,7 +56,7 @@ def memory_stats(app: TheApp, now: Now) -> MemoryStats:
 @router.get("/celery-stats", summary="Workers, queues and backlog", responses=documented(503))
 def celery_stats(app: TheApp, inspector: TheInspector, now: Now) -> CeleryStats:
     """Workers are asked and given a second to answer. `scheduled`: jobs that are due later, such as retries."""
-    backlog = app.ledger.reads.backlog()
+    backlog = app.history.backlog()
     seen = inspector.look([host.id for host in app.ledger.hosts.live()])
     return CeleryStats(
         broker="connected" if seen.connected else "disconnected",

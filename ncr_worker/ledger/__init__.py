@@ -1,10 +1,10 @@
 """The ledger: the truth about every job, and the queue. SQL is its only storage.
 
-ledger.intake   submit, cancel                       (API, CLI)
+ledger.intake   submit, cancel, retry                (API, CLI)
 ledger.queue    pick what fits a host                (feeder)
 ledger.work     claim, enter, confirm, finish, …     (pool child, runner)
 ledger.hosts    register, beat, reap                 (feeder)
-ledger.reads    jobs, batches, events, backlog       (API, CLI)
+ledger.reads    single jobs and their events         (API, CLI, sweep)
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from __future__ import annotations
 from ncr_worker.ledger.hosts import Host, HostFigures, Hosts
 from ncr_worker.ledger.intake import Intake
 from ncr_worker.ledger.queue import Offer, Picked, Queue
-from ncr_worker.ledger.reads import Backlog, Batch, Reads
+from ncr_worker.ledger.reads import Reads
 from ncr_worker.ledger.work import Checkpoint, Claim, Work
 from ncr_worker.sql import Database
 
 __all__ = [
-    "Backlog",
-    "Batch",
     "Checkpoint",
     "Claim",
     "Host",

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from ncr_worker.errors import Conflict, NotFound
-from ncr_worker.job import NewBatch, NewJob, Reason, State
+from ncr_worker.errors import Cancelled, Conflict, NotFound
+from ncr_worker.idempotency import Once, Stored, find, keep
+from ncr_worker.job import TERMINAL, NewBatch, NewJob, Reason, State, sources
 from ncr_worker.ledger.tables import batch, hold, job
-from ncr_worker.ledger.transition import move, remark
+from ncr_worker.ledger.transition import ON_REQUEST, move, remark, wind_up
 from ncr_worker.sql import Database, now
 
+T = TypeVar("T")
+
+_OF_A_ROUND = (  # what a retry forgets; the audit trail keeps it
+    *("stage", "claimant", "host", "peak", "refused_since", "dispatched_at", "started_at", "finished_at"),
+    *("error_code", "error", "result"),
+)
 CHUNK = 500  # rows in one statement: below every database's limit of parameters
 
 
@@ -21,64 +29,103 @@ class Intake:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def submit(self, jobs: Sequence[NewJob], new_batch: NewBatch | None = None, *, actor: str = "api") -> None:
-        """Store jobs, all or none. Once this returns they are not lost any more.
+    def submit(
+        self, jobs: Sequence[NewJob], new_batch: NewBatch | None = None, *, actor: str = "api", once: Once | None = None
+    ) -> Stored:
+        """Store jobs (at least one), all or none. Once this returns they are not lost any more.
 
-        Raises Conflict, naming the first, when an unfinished job holds one's exclusive key; DatabaseAway.
+        With `once`, jobs that were stored under the same key are returned instead. Raises Conflict, naming the
+        first, when an unfinished job holds one's exclusive key; Rejected when `once` was used for something else;
+        DatabaseAway.
         """
         keys = [j.exclusive_key for j in jobs if j.exclusive_key]
         if len(set(keys)) != len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
             raise Conflict(f"{twice!r} stands in this batch more than once; submit it once", code="duplicate_target")
+        ids, batch_id = tuple(new.id for new in jobs), new_batch.id if new_batch else None
+        stored = Stored(ids, batch_id, once.message if once else "", once.answered_at if once else 0.0)
 
-        def work(connection: Connection) -> None:
+        def work(connection: Connection) -> Stored:
             known = connection.execute(select(job.c.id).where(job.c.id == jobs[0].id)).first()
             if known:  # an earlier try was committed, only its answer was lost
-                return
+                return stored
+            if once:
+                if earlier := find(connection, once.key, once.fingerprint):
+                    return earlier
+                keep(connection, once, stored)
             _refuse_held(connection, keys)
             if new_batch:
-                connection.execute(
-                    insert(batch).values(
-                        id=new_batch.id,
-                        tenant=new_batch.tenant,
-                        size=new_batch.size,
-                        total=len(jobs),
-                        created_at=now(),
-                    )
-                )
+                values = {**asdict(new_batch), "total": len(jobs)}
+                connection.execute(insert(batch).values(**values, created_at=now()))
             for start in range(0, len(jobs), CHUNK):
                 _insert(connection, jobs[start : start + CHUNK], actor)
+            return stored
 
-        try:
-            self.database.transact(work)
-        except IntegrityError:  # between our look and our insert somebody took a key, or stored these very jobs
-            self.database.transact(work)
+        return self._settle(work)
+
+    def stored(self, key: str, fingerprint: str) -> Stored | None:
+        """What was stored under a client's key. Raises Rejected when it was something else."""
+        return self.database.read(lambda connection: find(connection, key, fingerprint))
 
     def cancel(self, job_id: str, *, actor: str) -> State:
-        """Ask a job to stop; its state afterwards. A waiting job ends at once, a running one when it hears of it.
+        """Ask a job to stop; its state afterwards.
 
-        Raises NotFound; Conflict when it has ended already.
+        A running job ends when it hears of it, a waiting one at once, or after the clean-up of what it has left
+        outside. Raises NotFound; Conflict when it has ended already.
         """
 
         def work(connection: Connection) -> State:
-            row = connection.execute(
-                select(job.c.number, job.c.state).where(job.c.id == job_id).with_for_update()
-            ).one_or_none()
-            if row is None:
-                raise NotFound(f"there is no job {job_id}")
-            for target in (State.CANCELLED, State.CANCELLING):
-                if row.state != State.CANCELLING and move(connection, row.number, target, actor=actor):
-                    return target
+            row = _locked(connection, job_id)
+            if row.state in TERMINAL:
+                raise Conflict(f"job {job_id} has already ended: {row.state}", code="already_ended")
             if row.state == State.CANCELLING:
                 return State.CANCELLING
-            raise Conflict(f"job {job_id} has already ended: {row.state}", code="already_ended")
+            if move(connection, row.number, State.CANCELLING, actor=actor):
+                return State.CANCELLING
+            source = State(row.state)
+            return wind_up(connection, row.number, source, actor=actor, code=Cancelled.code, text=ON_REQUEST) or source
 
         return self.database.transact(work)
+
+    def retry(self, job_id: str, *, need: int, exclusive_key: str | None, actor: str) -> None:
+        """A new round for a job that ended without success, from its first stage, with all its attempts.
+
+        Raises NotFound; Conflict when it has not ended so, or another job holds its exclusive key.
+        """
+
+        def work(connection: Connection) -> None:
+            row = _locked(connection, job_id)
+            if row.state not in sources(State.QUEUED) & TERMINAL:
+                text = f"job {job_id} is {row.state}; only a job that failed or was cancelled can be retried"
+                raise Conflict(text, code="not_retryable")
+            fresh = dict.fromkeys(_OF_A_ROUND) | {"round": job.c.round + 1, "attempt": 0, "passed": 0, "need": need}
+            fresh |= {"reason": Reason.NEW.value, "next_run_at": now()}
+            move(connection, row.number, State.QUEUED, actor=actor, note="retry", only_from=State(row.state), **fresh)
+            if exclusive_key:
+                _refuse_held(connection, [exclusive_key])
+                connection.execute(insert(hold).values(key=exclusive_key, job_number=row.number))
+
+        self._settle(work)
+
+    def _settle(self, work: Callable[[Connection], T]) -> T:
+        """Once more when between our look and our insert somebody took a key, or stored these very jobs."""
+        try:
+            return self.database.transact(work)
+        except IntegrityError:
+            return self.database.transact(work)
 
     def cancelling(self, host_id: str) -> set[int]:
         """Tokens of this host's jobs that were asked to stop."""
         query = select(job.c.token).where(job.c.host == host_id, job.c.state == State.CANCELLING)
         return set(self.database.read(lambda connection: connection.execute(query).scalars().all()))
+
+
+def _locked(connection: Connection, job_id: str) -> Any:
+    query = select(job.c.number, job.c.state).where(job.c.id == job_id).with_for_update()
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no job {job_id}")
+    return row
 
 
 def _refuse_held(connection: Connection, keys: Sequence[str]) -> None:

@@ -11,7 +11,8 @@ from sqlalchemy import Connection, RowMapping, Select, and_, func, or_, select, 
 
 from ncr_worker.job import OUT, Reason, State
 from ncr_worker.ledger.tables import batch, host, job
-from ncr_worker.ledger.transition import move
+from ncr_worker.ledger.transition import move, wind_up
+from ncr_worker.pauses import work_is_paused
 from ncr_worker.sql import Database, now
 
 WINDOW = 100  # candidates looked at in one query
@@ -83,6 +84,8 @@ class Queue:
 
     def _pick(self, connection: Connection, offer: Offer) -> list[Picked]:
         round_ = _Round(offer, self.overtake_limit, offer.free)
+        if work_is_paused(connection):
+            return round_.picked
         round_.full |= {str(batch_id) for batch_id in connection.execute(_full_batches()).scalars()}
         while not round_.done:
             rows = self._candidates(connection, round_)
@@ -182,10 +185,10 @@ class Queue:
         for row in rows.all():
             if row.need > largest:
                 text = f"needs {row.need:,} bytes, the largest worker host has {largest:,}; add memory or split the job"
-                move(connection, row.number, State.FAILED, actor="feeder", error_code="never_fits", error=text)
+                wind_up(connection, row.number, State.QUEUED, actor="feeder", code="never_fits", text=text)
             elif row.batch_id and row.waited > self.batch_timeout:
                 text = f"no host had {row.need:,} bytes free for {row.waited:.0f} s (BATCH_TIMEOUT)"
-                move(connection, row.number, State.FAILED, actor="feeder", error_code="memory_timeout", error=text)
+                wind_up(connection, row.number, State.QUEUED, actor="feeder", code="memory_timeout", text=text)
 
 
 def _full_batches() -> Select[tuple[str | None]]:

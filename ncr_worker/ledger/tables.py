@@ -43,6 +43,7 @@ host = Table(
     Column("running", Integer, nullable=False),
     Column("started_at", Double, nullable=False),
     Column("seen_at", Double, nullable=False),
+    Column("metrics", LongText),  # counters of its processes, as Prometheus reads them
     **TABLE,
 )
 
@@ -54,6 +55,7 @@ batch = Table(
     Column("total", Integer, nullable=False),
     Column("size", Integer, nullable=False),  # jobs that may be out at once, over all hosts
     Column("created_at", Double, nullable=False),
+    Index(None, "created_at", "id"),
     **TABLE,
 )
 
@@ -96,6 +98,7 @@ job = Table(
     Index(None, "batch_id", "state"),
     Index(None, "host", "state"),
     Index(None, "kind", "ref"),
+    Index(None, "tenant", "number"),
     **TABLE,
 )
 

@@ -7,9 +7,12 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, literal, select, update
 
+from ncr_worker.errors import Cancelled
 from ncr_worker.job import OUT, TERMINAL, Reason, State, sources
 from ncr_worker.ledger.tables import checkpoint, event, hold, job
 from ncr_worker.sql import now
+
+ON_REQUEST = "cancelled on request"
 
 
 def move(
@@ -63,7 +66,7 @@ def requeue(
 
     `counted`: the attempt that was counted at the claim stays counted.
     """
-    if move(connection, number, State.CANCELLED, actor=actor, note=note, token=token, only_from=State.CANCELLING):
+    if wind_up(connection, number, State.CANCELLING, actor=actor, code=Cancelled.code, text=ON_REQUEST, token=token):
         return True
     values |= {"reason": reason.value, "next_run_at": now() + retry_in}
     # A dispatched job was not claimed yet: nothing is counted that could be taken back.
@@ -78,6 +81,27 @@ def requeue(
     )
 
 
+def wind_up(
+    connection: Connection, number: int, source: State, *, actor: str, code: str, text: str, token: int | None = None
+) -> State | None:
+    """Let a job end with error `code`; its state now, None when it is not in state `source` (or not under `token`).
+
+    If it has run before, one more run only cleans up outside: it has no attempts and needs no memory. A run that
+    dies in this very clean-up is not followed by another.
+    """
+    row = connection.execute(
+        select(job.c.stage, job.c.attempt, job.c.max_attempts).where(job.c.number == number).with_for_update()
+    ).one()
+    values: dict[str, Any] = {"error_code": code, "error": text}
+    if row.stage is None or row.attempt > row.max_attempts:
+        target = State.CANCELLED if code == Cancelled.code else State.FAILED
+    else:
+        target = State.QUEUED
+        values |= {"attempt": row.max_attempts, "need": 0, "next_run_at": now(), "reason": Reason.WINDING_UP.value}
+    moved = move(connection, number, target, actor=actor, note=text, token=token, only_from=source, **values)
+    return target if moved else None
+
+
 def lose(connection: Connection, number: int, *, actor: str, reason: Reason, token: int, note: str) -> None:
     """A child or its host died: queued again, or failed when its attempts are used up.
 
@@ -85,7 +109,7 @@ def lose(connection: Connection, number: int, *, actor: str, reason: Reason, tok
     it fail here. An end that we made ourselves (GIVEN_BACK: the worker stops) costs no attempt.
     """
     row = connection.execute(
-        select(job.c.state, job.c.attempt, job.c.max_attempts)
+        select(job.c.state, job.c.attempt, job.c.max_attempts, job.c.error_code, job.c.error)
         .where(job.c.number == number, job.c.token == token)
         .with_for_update()
     ).one_or_none()
@@ -98,8 +122,11 @@ def lose(connection: Connection, number: int, *, actor: str, reason: Reason, tok
         pause = min(0.25 * 2 ** (row.attempt - 1), 30.0)
         text = f"the process that ran it died {row.attempt} times; last: {note}"
         values = {"error_code": reason.value, "error": text}
-        if row.attempt > row.max_attempts:
-            move(connection, number, State.FAILED, actor=actor, note=note, token=token, **values)
+        if row.attempt > row.max_attempts:  # in its clean-up: its end was decided before
+            if row.error_code and row.error_code != reason:
+                values = {"error_code": row.error_code, "error": row.error}
+            code, text = values["error_code"], values["error"]
+            wind_up(connection, number, State.RUNNING, actor=actor, code=code, text=text, token=token)
             return
     requeue(
         connection,

@@ -138,7 +138,7 @@ class Work:
         error: str | None = None,
     ) -> None:
         """Back to the backlog; cancelled instead when a person asked for that meanwhile."""
-        values: dict[str, Any] = {"error_code": error_code, "error": error}
+        values: dict[str, Any] = {"error_code": error_code, "error": error} if error_code else {}
         if need is not None:
             values["need"] = need
 

@@ -17,6 +17,7 @@ from ncr_worker.memory.slots import Slots
 from ncr_worker.settings import Settings
 from ncr_worker.worker.feeder import Feeder
 from ncr_worker.worker.sweep import Sweep
+from ncr_worker.worker.wakeups import on_wake
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class FeederStep(bootsteps.StartStopStep):
         app.database.survive_forks()
         feeder = Feeder(settings, app.ledger, worker.app.slots, worker.app.send_job, app.pipelines)
         feeder.start()
-        self.resources.enter_context(app.board.on_wake(feeder.wake))
+        self.resources.enter_context(on_wake(app.board, feeder.wake))
         self.resources.enter_context(Sweep(settings, app.ledger))
         self.feeder = feeder
         self.thread = threading.Thread(target=feeder.run, name="feeder", daemon=True)

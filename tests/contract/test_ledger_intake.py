@@ -10,6 +10,7 @@ import pytest
 from ledgers import DATABASES, alter, claim, emptied, holds, new_job, offer, pick_one, shared_database, start, submit
 
 from ncr_worker.errors import Cancelled, Conflict, NotFound
+from ncr_worker.history import History
 from ncr_worker.job import NewBatch, Reason, State
 from ncr_worker.ledger import Ledger
 from ncr_worker.pipeline import MIB
@@ -41,8 +42,8 @@ def test_a_submitted_job_reads_back_as_it_was_given(ledger: Ledger) -> None:
 def test_a_large_batch_is_stored_whole_in_the_order_given(ledger: Ledger) -> None:
     jobs = [new_job(batch_id="b", ref=f"A-{n}", exclusive_key=f"k{n}") for n in range(1200)]
     ledger.intake.submit(jobs, NewBatch("b", "ann", 5))
-    assert [job.id for job in ledger.reads.jobs_of("b")] == [job.id for job in jobs]
-    batch = ledger.reads.batch("b")
+    assert [job.id for job in History(ledger.database).lines_of("b")] == [job.id for job in jobs]
+    batch = History(ledger.database).batch("b")
     assert (batch.total, batch.size, batch.counts) == (1200, 5, {State.QUEUED: 1200})
     assert len(ledger.reads.jobs([job.id for job in jobs])) == 1200
     assert len(holds(ledger)) == 1200
@@ -56,7 +57,7 @@ def test_a_conflict_names_the_holder_and_stores_nothing(ledger: Ledger) -> None:
     assert conflict.value.code == "already_active"
     assert ledger.reads.jobs([job.id for job in jobs]) == []
     with pytest.raises(NotFound):
-        ledger.reads.batch("b")
+        History(ledger.database).batch("b")
 
 
 def test_one_key_twice_in_a_batch_is_a_conflict_of_its_own(ledger: Ledger) -> None:
@@ -71,7 +72,7 @@ def test_the_same_submit_again_changes_nothing(ledger: Ledger) -> None:
     jobs = [new_job(batch_id="b", exclusive_key="k1"), new_job(batch_id="b")]
     ledger.intake.submit(jobs, NewBatch("b", "ann", 5))
     ledger.intake.submit(jobs, NewBatch("b", "ann", 5))
-    assert len(ledger.reads.jobs_of("b")) == 2
+    assert len(History(ledger.database).lines_of("b")) == 2
     assert len(ledger.reads.events(jobs[0].id)) == 1
 
 
@@ -156,7 +157,7 @@ def test_an_ended_job_cannot_be_cancelled_and_an_unknown_one_is_not_found(ledger
 
 # --- reads --------------------------------------------------------------------------------------------
 def test_unknown_ids_are_not_found(ledger: Ledger) -> None:
-    for read in (ledger.reads.job, ledger.reads.batch, ledger.reads.events):
+    for read in (ledger.reads.job, History(ledger.database).batch, ledger.reads.events):
         with pytest.raises(NotFound, match="nobody"):
             read("nobody")
     assert ledger.reads.jobs(["nobody"]) == []
@@ -177,7 +178,7 @@ def test_active_jobs_are_those_on_a_host(ledger: Ledger) -> None:
     submit(ledger)
     dispatched = pick_one(ledger)
     submit(ledger)
-    assert [job.id for job in ledger.reads.active()] == [running.id, cancelling.id, dispatched.job_id]
+    assert [job.id for job in History(ledger.database).active()] == [running.id, cancelling.id, dispatched.job_id]
 
 
 def test_the_backlog_tells_kinds_reasons_and_what_is_due_later(ledger: Ledger) -> None:
@@ -186,7 +187,10 @@ def test_the_backlog_tells_kinds_reasons_and_what_is_due_later(ledger: Ledger) -
     submit(ledger, need=10 * MIB)
     submit(ledger, need=20 * MIB)
     submit(ledger, kind="csv", need=MIB)
-    found = {(line.kind, line.reason): (line.jobs, line.scheduled, line.need // MIB) for line in ledger.reads.backlog()}
+    found = {
+        (line.kind, line.reason): (line.jobs, line.scheduled, line.need // MIB)
+        for line in History(ledger.database).backlog()
+    }
     assert found == {("deliver", "retry"): (1, 1, 30), ("deliver", "new"): (2, 0, 30), ("csv", "new"): (1, 0, 1)}
 
 
@@ -196,7 +200,7 @@ def test_the_counts_of_a_batch_follow_its_jobs(ledger: Ledger) -> None:
     ledger.work.finish(claim(ledger, pick_one(ledger)), State.SUCCEEDED)
     pick_one(ledger)
     counts = {State.SUCCEEDED: 1, State.DISPATCHED: 1, State.QUEUED: 1}
-    assert ledger.reads.batch("b").counts == counts
+    assert History(ledger.database).batch("b").counts == counts
 
 
 def test_times_are_the_databases_own(ledger: Ledger) -> None:

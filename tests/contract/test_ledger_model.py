@@ -13,6 +13,7 @@ from ledgers import LEASE, claim, emptied, figures, holds, new_job, offer
 from sqlalchemy import select, update
 
 from ncr_worker.errors import Cancelled, Conflict, LostOwnership
+from ncr_worker.history import History
 from ncr_worker.job import OUT, Job, NewBatch, Reason, State
 from ncr_worker.ledger import Checkpoint, Picked, schema, tables
 from ncr_worker.pipeline import MIB
@@ -70,13 +71,16 @@ class LedgerModel(RuleBasedStateMachine):
         except Conflict:
             assert job.terminal
             return
-        assert state is (State.CANCELLED if job.state in (State.QUEUED, State.DISPATCHED) else State.CANCELLING)
+        if job.state in (State.QUEUED, State.DISPATCHED):
+            assert state is (State.CANCELLED if job.stage is None else State.QUEUED)
+        else:
+            assert state is State.CANCELLING
 
     # --- what the host does ---------------------------------------------------------------------------
     @rule(target=tokens, free=st.sampled_from([800, 100]), slots=st.integers(1, 3))
     def pick(self, free: int, slots: int) -> MultipleResults[Picked]:
         self._let_time_pass()
-        idle = not self.ledger.reads.active()
+        idle = not History(self.ledger.database).active()
         picked = self.ledger.queue.pick(offer("h1", slots=slots, free=free, idle=idle))
         assert len(picked) <= slots
         assert sum(job.reserved for job in picked) <= free * MIB or (idle and len(picked) == 1)
@@ -152,7 +156,8 @@ class LedgerModel(RuleBasedStateMachine):
         if not owns:
             assert after == before
         elif before.state is State.CANCELLING:
-            assert after.state is State.CANCELLED
+            ends = State.CANCELLED if before.attempt > MAX_ATTEMPTS else State.QUEUED
+            assert (after.state, after.error_code) == (ends, "cancelled")
         else:
             assert (after.state, after.attempt) == (State.QUEUED, before.attempt - (not counted))
 
@@ -163,7 +168,7 @@ class LedgerModel(RuleBasedStateMachine):
         out = {job.token: job.number for job in jobs if job.state in OUT}
         # One more than MAX_ATTEMPTS: the run that only cleans up.
         assert all(0 <= job.attempt <= MAX_ATTEMPTS + 1 for job in jobs)
-        assert all((job.reserved > 0) == (job.state in OUT) for job in jobs)
+        assert all((job.reserved > 0) == (job.state in OUT and job.need > 0) for job in jobs)
         assert sum(job.state in OUT for job in jobs if job.batch_id) <= BATCH_SIZE
         assert self.ledger.hosts.tokens("h1") == out
         self._check_keys({job.number for job in jobs if not job.terminal})

@@ -22,6 +22,7 @@ from ledgers import (
     submit,
 )
 
+from ncr_worker.history import History
 from ncr_worker.job import OUT, NewBatch, Reason, State
 from ncr_worker.ledger import Ledger, Offer
 from ncr_worker.ledger.queue import WINDOW
@@ -211,9 +212,9 @@ def test_two_hosts_picking_at_once_never_have_more_of_a_batch_out_than_its_size(
     def feed(host: str) -> list[int]:
         gate.wait()
         out = []
-        while any(job.state is State.QUEUED for job in ledger.reads.jobs_of("b")):
+        while any(job.state is State.QUEUED for job in History(ledger.database).lines_of("b")):
             found = ledger.queue.pick(offer(host, slots=10))
-            out.append(sum(job.state in OUT for job in ledger.reads.jobs_of("b")))
+            out.append(sum(job.state in OUT for job in History(ledger.database).lines_of("b")))
             for one in found:
                 ledger.work.finish(claim(ledger, one), State.SUCCEEDED)
         return out
@@ -221,7 +222,7 @@ def test_two_hosts_picking_at_once_never_have_more_of_a_batch_out_than_its_size(
     with ThreadPoolExecutor(2) as pool:
         most = max(out for seen in pool.map(feed, hosts) for out in seen)
     assert 1 <= most <= size
-    assert ledger.reads.batch("b").counts == {State.SUCCEEDED: len(jobs)}
+    assert History(ledger.database).batch("b").counts == {State.SUCCEEDED: len(jobs)}
     starts = [event for job_id in jobs for event in ledger.reads.events(job_id) if event.state == "dispatched"]
     assert len(starts) == len(jobs)
 
@@ -277,7 +278,7 @@ def test_a_batch_that_another_host_picks_from_is_passed_over(ledger: Ledger, dat
 
 def test_time_spent_waiting_for_the_batch_is_not_held_against_a_job(ledger: Ledger) -> None:
     ledger.intake.submit([new_job(batch_id="b", need=need * MIB) for need in (900, 100)], NewBatch("b", "ann", 1))
-    big = ledger.reads.jobs_of("b")[0]
+    big = History(ledger.database).lines_of("b")[0]
     assert len(picked(ledger, offer(free=0))) == 0
     assert ledger.reads.job(big.id).reason == Reason.NO_MEMORY
     alter(ledger, big.id, refused_since=1.0)

@@ -289,7 +289,16 @@ def test_a_job_that_was_asked_to_stop_ends_cancelled_whichever_way_it_leaves(led
     job = start(ledger, exclusive_key="target")
     ledger.intake.cancel(job.id, actor="ann")
     LEAVES[leave](ledger, job)
-    assert ledger.reads.job(job.id).state is State.CANCELLED
+    assert ledger.reads.job(job.id).reason == Reason.WINDING_UP
+    assert holds(ledger) == {"target": job.number}
+    clean_up = claim(ledger, pick_one(ledger))
+    assert (clean_up.attempt, clean_up.error_code, clean_up.reserved) == (job.max_attempts + 1, "cancelled", 0)
+    LEAVES[leave](ledger, clean_up)
+    ended = ledger.reads.job(job.id)
+    while not ended.terminal:  # a clean-up that was given back is tried again
+        ledger.work.finish(claim(ledger, pick_one(ledger)), State.CANCELLED)
+        ended = ledger.reads.job(job.id)
+    assert ended.state is State.CANCELLED
     assert holds(ledger) == {}
 
 

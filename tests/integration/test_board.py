@@ -14,6 +14,7 @@ import redis
 from ncr_worker.board import EVENTS, Board, status_key
 from ncr_worker.sandbox.process import LOOPBACK, free_port
 from ncr_worker.sandbox.valkey import Valkey
+from ncr_worker.worker.wakeups import on_wake
 
 DARK = 0.3
 
@@ -69,7 +70,7 @@ def test_changes_are_appended_to_the_stream_and_progress_is_not(board: Board, va
 def test_a_wake_up_reaches_every_listener_soon(board: Board, valkey: Valkey) -> None:
     first, second = threading.Semaphore(0), threading.Semaphore(0)
     other = Board(valkey.url)
-    with board.on_wake(first.release), other.on_wake(second.release):
+    with on_wake(board, first.release), on_wake(other, second.release):
         assert first.acquire(timeout=5), "once when it begins to listen"
         assert second.acquire(timeout=5)
         begin = time.monotonic()
@@ -82,7 +83,7 @@ def test_a_wake_up_reaches_every_listener_soon(board: Board, valkey: Valkey) -> 
 
 def test_nobody_listens_after_the_end(board: Board) -> None:
     woken = threading.Semaphore(0)
-    with board.on_wake(woken.release):
+    with on_wake(board, woken.release):
         assert woken.acquire(timeout=5)
     board.wake()
     assert not woken.acquire(timeout=0.5)
@@ -102,7 +103,7 @@ def test_without_redis_everything_is_quiet_and_quick(board: Board, outage: Valke
 def test_after_a_restart_the_board_and_its_wake_ups_come_back(board: Board, valkey: Valkey) -> None:
     woken = threading.Semaphore(0)
     board.show("a", {"n": 1})
-    with board.on_wake(woken.release):
+    with on_wake(board, woken.release):
         assert woken.acquire(timeout=5)
         valkey.kill()
         try:

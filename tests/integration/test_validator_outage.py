@@ -12,13 +12,13 @@ from deliveries import World, a_world, as_delivered
 from proxy import proxy_to
 from running import delivering, with_ledger
 
-from ncr_worker.api.status import job_status
 from ncr_worker.job import Job, State
 from ncr_worker.pipelines.deliver import PIPELINE
 from ncr_worker.run import ActiveRun
 from ncr_worker.sandbox.s3 import S3
 from ncr_worker.sandbox.sftp import SFTP
 from ncr_worker.sandbox.validator import Validator
+from ncr_worker.views.job import job_status
 
 
 @pytest.fixture

@@ -16,8 +16,11 @@ PACKAGE = Path(ncr_worker.__file__).parent
 LAYERS = {
     "edges": {"api", "cli", "worker", "web", "sandbox", "__main__"},
     "composition": {"app"},
-    "engine": {"run", "runner", "pipelines"},
-    "services": {"ledger", "board", "memory", "stores", "databases", "validator", "outage", "archive", "sql", "notify"},
+    "engine": {"run", "runner", "pipelines", "views"},
+    "services": {
+        *("ledger", "history", "board", "memory", "stores", "databases", "validator", "outage", "archive", "sql"),
+        *("notify", "metrics", "idempotency", "pauses"),
+    },
     "core": {"job", "pipeline", "progress", "errors", "settings", "logs", "__init__"},
 }
 HEIGHT = {name: height for height, names in enumerate(reversed(LAYERS.values())) for name in names}

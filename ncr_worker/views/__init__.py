@@ -1,0 +1,1 @@
+"""How jobs and batches are shown: over HTTP, on the command line, on the dashboard."""
