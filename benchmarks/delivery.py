@@ -19,6 +19,7 @@ from arms import OurWorker, plain, shell
 from dataset import Dataset, store
 from machine import facts, tool
 from measure import Measured, middle
+from receiver import Receiver
 from rich.console import Console
 from rich.table import Table
 from services import OpenSSH
@@ -29,7 +30,6 @@ from ncr_worker.ledger import schema
 from ncr_worker.pipeline import MIB
 from ncr_worker.sandbox.own import Worker
 from ncr_worker.sandbox.s3 import S3
-from ncr_worker.sandbox.validator import Validator
 from ncr_worker.sandbox.valkey import Valkey
 from ncr_worker.settings import Settings
 
@@ -63,7 +63,7 @@ class Bench:
 @contextmanager
 def running(folder: Path) -> Iterator[Bench]:
     with ExitStack() as resources:
-        valkey, s3, validator = Valkey(folder / "valkey"), S3(folder / "s3"), Validator(folder / "validator")
+        valkey, s3, validator = Valkey(folder / "valkey"), S3(folder / "s3"), Receiver(folder / "receiver")
         openssh = OpenSSH(folder / "openssh")
         environment = {
             "DATABASE_URL": f"sqlite:///{folder / 'ncr.sqlite3'}",

@@ -47,8 +47,8 @@ class Store(Protocol):
         """Every file whose key begins with `prefix`, in the order of keys."""
         ...
 
-    def read(self, entry: Entry, path: Path, progress: Progress = unwatched) -> str:
-        """Copy a file to the local `path` if it still is what `entry` says; its SHA-256 in hex.
+    def read(self, entry: Entry, path: Path, progress: Progress = unwatched) -> None:
+        """Copy a file to the local `path` if it still is what `entry` says, checked as far as the store can tell.
 
         Raises Rejected (`…_missing`, `…_changed`) and Transient when it arrived incomplete.
         """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -32,15 +31,14 @@ def disk_errors() -> Iterator[None]:
         raise Transient(f"local disk: {error}", code="disk_failed") from error
 
 
-def copy(source: BinaryIO, target: BinaryIO, progress: Progress) -> tuple[int, str]:
-    """Copy to the end; (bytes, SHA-256 in hex)."""
-    digest, size = hashlib.sha256(), 0
+def copy(source: BinaryIO, target: BinaryIO, progress: Progress) -> int:
+    """Copy to the end; how many bytes."""
+    size = 0
     while chunk := source.read(CHUNK):
         target.write(chunk)
-        digest.update(chunk)
         size += len(chunk)
         progress(len(chunk))
-    return size, digest.hexdigest()
+    return size
 
 
 class FileStore:
@@ -59,7 +57,7 @@ class FileStore:
         for key in sorted(key for key in found if key.startswith(prefix)):
             yield self.head(key)
 
-    def read(self, entry: Entry, path: Path, progress: Progress = unwatched) -> str:
+    def read(self, entry: Entry, path: Path, progress: Progress = unwatched) -> None:
         try:
             source = self._path(entry.key).open("rb")
         except OSError as error:
@@ -67,12 +65,11 @@ class FileStore:
         with source:
             _require_same(entry, _entry(entry.key, os.fstat(source.fileno())))
             with disk_errors(), path.open("wb") as target:
-                size, sha256 = copy(source, target, progress)
+                size = copy(source, target, progress)
             # Written to while we read: neither the old nor the new file.
             _require_same(entry, _entry(entry.key, os.fstat(source.fileno())))
         if size != entry.size:
             raise Transient(f"{entry.key}: {size:,} of {entry.size:,} bytes arrived", code="file_failed")
-        return sha256
 
     def write(self, path: Path, key: str, progress: Progress = unwatched) -> Entry:
         target = self._path(key)

@@ -12,7 +12,7 @@ from typing import Any, Self, cast
 import paramiko
 from paramiko.sftp import CMD_STATUS, CMD_WRITE, SFTP_OK
 
-ANSWERS = 64
+ANSWERS = 8
 """Writes after which the answers so far are looked at, so that a refusal is seen early."""
 _LENGTH = struct.Struct(">I")
 _HEAD = struct.Struct(">IBI")  # length of what follows, type, number
@@ -50,12 +50,12 @@ class PipelinedWrites:
         self._raise_refusal()
 
     def write(self, content: bytes) -> None:
-        """One request; with its header it should fit one SSH packet. Raises OSError: an earlier one was refused."""
+        """One request. Raises OSError: an earlier one was refused."""
         number = self._client.request_number
         self._client.request_number = number + 1
         rest = self._handle + _PLACE.pack(self._offset, len(content))
         head = _HEAD.pack(5 + len(rest) + len(content), CMD_WRITE, number)
-        self._channel.sendall(b"".join((head, rest, content)))
+        self._channel.sendall(cast(bytes, memoryview(b"".join((head, rest, content)))))  # its slices are no copies
         self._offset += len(content)
         self._unanswered += 1
         if self._unanswered % ANSWERS == 0:

@@ -116,14 +116,15 @@ class S3Store:
             for found in page.get("Contents", ()):
                 yield Entry(found["Key"], found["Size"], found["ETag"])
 
-    def read(self, entry: Entry, path: Path, progress: Progress = unwatched) -> str:
-        with ThreadPoolExecutor(1, thread_name_prefix="sha256") as aside:
-            size, sha256, md5 = _save(self._chunks(entry), path, progress, aside)
+    def read(self, entry: Entry, path: Path, progress: Progress = unwatched) -> None:
+        expected = _md5_of(entry.etag)
+        md5 = hashlib.md5(usedforsecurity=False) if expected else None
+        with ThreadPoolExecutor(1, thread_name_prefix="md5") as aside:
+            size = _save(self._chunks(entry), path, progress, md5, aside)
         if size != entry.size:
             raise Transient(f"{entry.key}: {size:,} of {entry.size:,} bytes arrived", code="s3_failed")
-        if (expected := _md5_of(entry.etag)) and md5 != expected and not self._is_encrypted(entry.key):
-            raise Transient(f"{entry.key}: its MD5 is {md5}, expected {expected}", code="s3_failed")
-        return sha256
+        if md5 and (found := md5.hexdigest()) != expected and not self._is_encrypted(entry.key):
+            raise Transient(f"{entry.key}: its MD5 is {found}, expected {expected}", code="s3_failed")
 
     def _chunks(self, entry: Entry) -> Iterator[bytes]:
         key, condition = entry.key, entry.etag
@@ -186,22 +187,23 @@ def _of_code(code: str, text: str, bucket: str, key: str) -> NcrError:
     return Transient(f"S3, {key}: {text}", code="s3_failed")
 
 
-def _save(chunks: Iterator[bytes], path: Path, progress: Progress, aside: ThreadPoolExecutor) -> tuple[int, str, str]:
-    """Bytes, SHA-256, MD5. SHA-256 takes longest by far: it is worked out `aside`, one chunk behind."""
-    sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+def _save(
+    chunks: Iterator[bytes], path: Path, progress: Progress, digest: hashlib._Hash | None, aside: ThreadPoolExecutor
+) -> int:
+    """How many bytes. `digest` takes longer than the rest: it is worked out `aside`, one chunk behind."""
+    size = 0
     with disk_errors(), path.open("wb", buffering=0) as target:
         hashed: Future[None] | None = None
         for chunk in chunks:
             if hashed:
                 hashed.result()
-            hashed = aside.submit(sha256.update, chunk)
+            hashed = aside.submit(digest.update, chunk) if digest else None
             target.write(chunk)
-            md5.update(chunk)
             size += len(chunk)
             progress(len(chunk))
         if hashed:
             hashed.result()
-    return size, sha256.hexdigest(), md5.hexdigest()
+    return size
 
 
 def _translate_read(error: Exception, bucket: str, key: str) -> NcrError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -51,7 +50,7 @@ def test_what_is_written_can_be_read(store: Store, prefix: str, local: Path, tmp
     assert written == store.head(written.key)
     assert written.size == len(CONTENT)
     told: list[int] = []
-    assert store.read(written, tmp_path / "copy", told.append) == hashlib.sha256(CONTENT).hexdigest()
+    store.read(written, tmp_path / "copy", told.append)
     assert (tmp_path / "copy").read_bytes() == CONTENT
     assert sum(told) == len(CONTENT)
     assert max(told) <= 2 * CHUNK
