@@ -7,18 +7,40 @@ from collections.abc import Sequence
 
 import typer
 
-from ncr_worker.cli import database, jobs, processes, sandbox, settings
+from ncr_worker.cli import (
+    database,
+    doctor,
+    health,
+    jobs,
+    orders,
+    plan,
+    processes,
+    sandbox,
+    settings,
+    submit,
+)
 from ncr_worker.errors import ConfigError, NcrError
+
+PANELS = {
+    "Jobs": (submit, jobs, orders, plan),
+    "Services": (processes, health),
+    "Try it out": (sandbox,),
+    "Setup": (doctor, settings),
+}
 
 app = typer.Typer(
     name="ncr",
-    help="Memory-aware batch jobs: run the services, try them out, prepare the database.",
+    help="Memory-aware batch jobs: submit them, follow them, run the services.",
+    epilog="`ncr COMMAND --help` has examples. Settings come from the environment and .env: `ncr settings` shows them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for module in (processes, jobs, sandbox, settings):
-    app.add_typer(module.commands)
-app.add_typer(database.commands, name="db")
+for panel, modules in PANELS.items():
+    for module in modules:
+        for command in module.commands.registered_commands:
+            command.rich_help_panel = panel
+        app.add_typer(module.commands)
+app.add_typer(database.commands, name="db", rich_help_panel="Setup")
 
 
 def main(args: Sequence[str] | None = None) -> None:

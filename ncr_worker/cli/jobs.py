@@ -1,127 +1,174 @@
-"""Look at one job: what it would deliver, how it went."""
+"""Look at jobs and batches: lists, one job, live or once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ncr_worker.cli.options import AsJson, Cursor, Limit, examples, moment
+from ncr_worker.cli.session import console, hint, opened, print_json
+
 if TYPE_CHECKING:
-    from rich.tree import Tree
+    from collections.abc import Callable
+
+    from rich.table import Table
 
     from ncr_worker.app import App
-    from ncr_worker.job import Job
-    from ncr_worker.pipelines.deliver.preview import Preview
+    from ncr_worker.views.models import JobList
 
 commands = typer.Typer()
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
+Time = Annotated[
+    datetime | None,
+    typer.Option(parser=moment, metavar="TIME", help="2026-11-22, 2026-11-22T09:30 (local time), or 15m, 2h, 7d ago"),
+]
+WATCH_EVERY = 1.0
 
 
-@commands.command()
-def plan(
-    job: Annotated[str, typer.Argument(help="The job's id in the catalog")],
-    row_id: Annotated[int | None, typer.Option(help="Its row in the catalog")] = None,
+@commands.command(
+    epilog=examples(
+        "ncr jobs --status failed --since 2h",
+        "ncr jobs --batch 7d1c2b3a-4f5e-4a6b-8c7d-9e0f1a2b3c4d --watch",
+        "ncr jobs --user ann --json | jq -r '.jobs[].task_id'",
+    )
+)
+def jobs(
+    kind: Annotated[str | None, typer.Option(help="Only of this kind, e.g. deliver")] = None,
+    status: Annotated[str | None, typer.Option(help="Only with this status, e.g. pending, uploading, failed")] = None,
+    batch: Annotated[str | None, typer.Option(metavar="ID", help="Only of this batch")] = None,
+    user: Annotated[str | None, typer.Option(help="Only of this user")] = None,
+    job_id: Annotated[str | None, typer.Option(help="Only with this job_id of your own")] = None,
+    since: Time = None,
+    until: Time = None,
+    limit: Limit = 20,
+    cursor: Cursor = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep the list up to date until Ctrl-C")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a delivery would put where, and what it needs, without doing anything."""
-    from pydantic import ValidationError
-    from rich.console import Console
+    """List jobs, the newest first."""
+    from ncr_worker.views.lookup import Filter
 
-    from ncr_worker.errors import Rejected
-    from ncr_worker.pipelines.deliver.model import PlanArgs
+    wanted = Filter(kind=kind, status=status, batch=batch, user=user, job_id=job_id, since=since, until=until)
+    with opened() as app:
 
-    try:
-        args = PlanArgs(job_id=job, row_id=row_id)
-    except ValidationError as error:
-        raise Rejected(f"{job!r}: {error.errors()[0]['msg']}") from error
-    with _app() as app:
-        planned = app.plan(args)
-    if as_json:
-        typer.echo(planned.model_dump_json(indent=2))
-        return
-    console = Console()
-    console.print(_tree(planned))
-    console.print(
-        f"{planned.total_files:,} files, {planned.total_bytes:,} bytes; "
-        f"needs {planned.disk_bytes:,} bytes of disk and {planned.memory_bytes:,} of memory on a worker host",
-        highlight=False,
+        def look() -> JobList:
+            return app.look.jobs(wanted, cursor=cursor, limit=limit)
+
+        if watch:
+            _watch(look, as_json)
+            return
+        page = look()
+    _print_jobs(page, as_json)
+
+
+@commands.command(
+    epilog=examples(
+        "ncr job 0b0f9f0e-6f0c-4a46-9d5e-0f3f0b1f2a3c --audit",
+        "ncr job 4711 --watch",
+        "ncr job 4711 --json | jq .receipt",
     )
-    for key in planned.left_out:
-        console.print(f"left out: {key}", style="bright_black", markup=False, highlight=False)
-
-
-@commands.command()
+)
 def job(
-    task: Annotated[str, typer.Argument(help="The task_id of the answer to the submit")], as_json: AsJson = False
+    given: Annotated[str, typer.Argument(metavar="ID", help="A task_id, or a job_id of your own: its latest job")],
+    audit: Annotated[bool, typer.Option("--audit", help="Also everything that has happened to it")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Follow it to its end; exit code 0: succeeded, 3: it did not")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Show how a job stands; of one that has ended the validator's answer and the receipt."""
-    import json
+    """Show all of a job.
 
-    with _app() as app:
-        found = app.ledger.reads.job(task)
-    typer.echo(json.dumps(_facts(found), indent=2) if as_json else "\n".join(_lines(found)))
+    How it stands and why; of one that has ended also the validator's answer and the receipt.
+    """
+    from ncr_worker.cli.follow import wait_for_job
+    from ncr_worker.cli.show import job_lines, report
+
+    with opened() as app:
+        task_id = _task_id(app, given)
+        code = wait_for_job(app, task_id, as_json=as_json) if watch else 0
+        found = report(app.look, task_id, audit=audit)
+    if as_json:
+        print_json(found, line=watch)
+    else:
+        for line in job_lines(found):
+            console().print(line, soft_wrap=True)
+    raise typer.Exit(code)
 
 
-@contextmanager
-def _app() -> Iterator[App]:
-    from ncr_worker.app import App
-    from ncr_worker.cli.database import require_current
-    from ncr_worker.settings import load_settings
+@commands.command(epilog=examples("ncr batches", "ncr batches --user ann --json"))
+def batches(
+    user: Annotated[str | None, typer.Option(help="Only of this user")] = None,
+    limit: Limit = 20,
+    cursor: Cursor = None,
+    as_json: AsJson = False,
+) -> None:
+    """List batches, the newest first.
 
-    settings = load_settings()
-    require_current(settings)
-    app = App(settings)
+    The jobs of one: ncr jobs --batch ID.
+    """
+    from ncr_worker.cli.show import batches_table
+
+    with opened() as app:
+        page = app.look.batches(user=user, cursor=cursor, limit=limit)
+    if as_json:
+        print_json(page)
+        return
+    _print_page(batches_table(page), "there is no such batch", page.next_cursor)
+
+
+def _task_id(app: App, given: str) -> str:
+    """The latest job with this job_id, when it is no task_id. Raises NotFound."""
+    from ncr_worker.errors import NotFound
+    from ncr_worker.views.lookup import Filter
+
     try:
-        yield app
-    finally:
-        app.close()
+        return app.ledger.reads.job(given).id
+    except NotFound:
+        latest = app.look.jobs(Filter(job_id=given), limit=1).jobs
+        if not latest:
+            raise NotFound(f"there is no job with the task_id or job_id {given}; ncr jobs lists them") from None
+        return latest[0].task_id
 
 
-def _tree(planned: Preview) -> Tree:
-    """The target folder as it would be."""
-    from rich.text import Text
-    from rich.tree import Tree
+def _print_jobs(page: JobList, as_json: bool) -> None:
+    from ncr_worker.cli.show import jobs_table
 
-    root = Tree(Text(f"{planned.server}:{planned.target}"))
-    branches: dict[tuple[str, ...], Tree] = {}
-    for file in planned.files:
-        *folders, name = file.target.removeprefix(f"{planned.folder}/").split("/")
-        branch = root
-        for depth, folder in enumerate(folders, 1):
-            path = tuple(folders[:depth])
-            branch = branches[path] = branches.get(path) or branch.add(Text(f"{folder}/"))
-        branch.add(Text(f"{name}  {file.size:,}  <- {file.key}"))
-    return root
+    if as_json:
+        print_json(page)
+        return
+    _print_page(jobs_table(page), "there is no such job", page.next_cursor)
 
 
-def _facts(found: Job) -> dict[str, Any]:
-    kept = found.result or {}
-    return {
-        "task_id": found.id,
-        "kind": found.kind,
-        "job_id": found.ref,
-        "state": found.state,
-        "stage": found.stage,
-        "reason": found.reason,
-        "attempt": found.attempt,
-        "error": {"code": found.error_code, "detail": found.error} if found.error_code else None,
-        "verdict": kept.get("verdict"),
-        "receipt": kept.get("receipt"),
-    }
+def _print_page(table: Table, empty: str, cursor: str | None) -> None:
+    if table.row_count:
+        console().print(table)
+    else:
+        hint(empty)
+    if cursor:
+        hint(f"more with --cursor {cursor}")
 
 
-def _lines(found: Job) -> Iterator[str]:
-    facts = _facts(found)
-    verdict, receipt, error = facts.pop("verdict"), facts.pop("receipt"), facts.pop("error")
-    yield from (f"{name:9} {value}" for name, value in facts.items() if value is not None)
-    if error:
-        yield f"error     {error['code']}: {error['detail']}"
-    if verdict:
-        yield f"verdict   {verdict['result']}: {verdict['answer']}"
-    if receipt:
-        yield f"delivered {receipt['delivered_at']} to {receipt['server']}:{receipt['target']} ({receipt['host_key']})"
-        for file in receipt["files"]:
-            yield f"  {file['sha256']}  {file['size']:>12,}  {file['target']}"
+def _watch(look: Callable[[], JobList], as_json: bool) -> None:
+    """Until Ctrl-C: a live table; without a terminal the list again whenever it has changed."""
+    from rich.live import Live
+
+    from ncr_worker.cli.follow import watch
+    from ncr_worker.cli.show import jobs_table
+
+    out = console()
+    try:
+        if out.is_terminal and not as_json:
+            with Live(console=out, screen=True, auto_refresh=False) as live:
+                for page in watch(look, WATCH_EVERY):
+                    live.update(jobs_table(page), refresh=True)
+        last = None
+        for page in watch(look, WATCH_EVERY):
+            if page != last and as_json:
+                print_json(page, line=True)
+            elif page != last:
+                out.print(jobs_table(page))
+            last = page
+    except KeyboardInterrupt:
+        return

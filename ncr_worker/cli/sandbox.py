@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ncr_worker.cli.options import examples
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -22,7 +24,7 @@ DEFAULT_FOLDER = Path(".sandbox")
 SANDBOX_JOBS = 4
 
 
-@commands.command()
+@commands.command(epilog=examples("ncr sandbox", "then, in another shell: . .sandbox/env; ncr jobs"))
 def sandbox(folder: Folder = DEFAULT_FOLDER) -> None:
     """Start Redis, S3, SFTP, validator, API, worker, beat and Flower on free ports; Ctrl-C stops all of it."""
 
@@ -38,7 +40,7 @@ def sandbox(folder: Folder = DEFAULT_FOLDER) -> None:
     _in_sandbox(folder, use)
 
 
-@commands.command()
+@commands.command(epilog=examples("ncr demo", "ncr demo --jobs 8 --keep"))
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Stay up afterwards, until Ctrl-C")] = False,
     jobs: Annotated[int, typer.Option(min=2, help="How many jobs to deliver")] = 24,

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ncr_worker.cli.options import AsJson, examples
+
+if TYPE_CHECKING:
+    from ncr_worker.settings import Settings
 
 commands = typer.Typer()
 
 
-@commands.command()
+@commands.command(
+    epilog=examples("ncr settings", "ncr settings --sample > .env", "ncr settings --json | jq .REDIS_URL")
+)
 def settings(
     sample: Annotated[bool, typer.Option("--sample", help="Print env_sample: each setting with its default")] = False,
+    as_json: AsJson = False,
     check: Annotated[bool, typer.Option("--check", help="Only tell whether they are valid: exit code 0 or 2")] = False,
 ) -> None:
     """Show the settings that hold here, secrets masked, and what each means."""
@@ -23,6 +31,9 @@ def settings(
     current = load_settings()
     if check:
         typer.echo("the settings are valid")
+        return
+    if as_json:
+        typer.echo(_document(current))
         return
     from rich.console import Console
     from rich.table import Table
@@ -39,7 +50,16 @@ def settings(
     Console().print(table)
 
 
-@commands.command()
+def _document(current: Settings) -> str:
+    import json
+
+    from ncr_worker.settings import mask_passwords
+
+    values = {name.upper(): value for name, value in current.model_dump(mode="json").items()}
+    return mask_passwords(json.dumps(values, indent=2, ensure_ascii=False))
+
+
+@commands.command(epilog=examples("ncr version"))
 def version() -> None:
     """Print the version."""
     from ncr_worker import __version__

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import runpy
 import subprocess
 import sys
@@ -15,6 +17,12 @@ from ncr_worker.ledger import schema
 from ncr_worker.settings import env_sample
 
 PROJECT = Path(__file__).parents[2]
+PANELS = {
+    "Jobs": ("submit", "batch", "jobs", "job", "batches", "retry", "cancel", "pause", "resume", "plan"),
+    "Services": ("api", "worker", "beat", "flower", "health"),
+    "Try it out": ("sandbox", "demo"),
+    "Setup": ("doctor", "settings", "version", "db"),
+}
 SLOW = ("celery", "fastapi", "sqlalchemy", "alembic", "boto3", "paramiko", "uvicorn", "redis", "rich.table")
 
 
@@ -38,11 +46,26 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"ncr_worker {__version__}\n"
 
 
-def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_command_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     text = capsys.readouterr().out
-    commands = ("api", "worker", "beat", "flower", "sandbox", "demo", "db", "settings", "version")
-    assert all(f" {command} " in text for command in commands)
+    at = [text.index(f"─ {panel} ─") for panel in PANELS]
+    assert at == sorted(at)
+    for (panel, commands), begin, end in zip(PANELS.items(), at, [*at[1:], len(text)], strict=True):
+        assert all(f"│ {command} " in text[begin:end] for command in commands), panel
+
+
+@pytest.mark.parametrize("command", [(name,) for names in PANELS.values() for name in names if name != "db"])
+def test_every_command_has_an_example(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*command, "--help") == 0
+    assert f"ncr {command[0]}" in capsys.readouterr().out.partition("Examples:")[2]
+
+
+def test_the_shell_completes_commands() -> None:
+    env = {"_NCR_COMPLETE": "complete_bash", "COMP_WORDS": "ncr bat", "COMP_CWORD": "1", "PATH": os.environ["PATH"]}
+    code = "import sys; sys.argv[0] = 'ncr'; from ncr_worker.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert sorted(done.stdout.split()) == ["batch", "batches"]
 
 
 def test_the_sample_is_the_file(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,6 +83,10 @@ def test_settings_are_shown_without_secrets(
     text = capsys.readouterr().out
     assert "SFTP_PASSWORD" in text
     assert "@[::1]:1/0" in text, "brackets are not taken for markup"
+    assert "hunter2" not in text
+    assert run("settings", "--json") == 0
+    text = capsys.readouterr().out
+    assert json.loads(text)["API_PORT"] == 8001
     assert "hunter2" not in text
 
 
