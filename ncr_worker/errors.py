@@ -143,4 +143,5 @@ class ConfigError(NcrError):
     def __init__(self, setting: str, problem: str, remedy: str, *, code: str | None = None) -> None:
         super().__init__(f"{setting}: {problem}. {remedy}", code=code)
         self.setting = setting
+        self.problem = problem
         self.remedy = remedy

@@ -57,7 +57,7 @@ def configure(settings: Settings, stream: TextIO | None = None) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         _Masked(
-            secrets_of(settings),
+            masker(settings),
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(pretty, stream)],
             foreign_pre_chain=[*before, structlog.stdlib.ExtraAdder(), _without_uvicorns_colours],
         )
@@ -88,17 +88,23 @@ def secrets_of(settings: Settings) -> frozenset[str]:
     )
 
 
+def masker(settings: Settings) -> Callable[[str], str]:
+    """What takes a text and masks all secrets in it, the passwords of URLs included."""
+    # The longest first: a secret may be part of another.
+    alternatives = "|".join(re.escape(secret) for secret in sorted(secrets_of(settings), key=len, reverse=True))
+    secrets = re.compile(alternatives or r"(?!)")
+    return lambda text: mask_passwords(secrets.sub(MASK, text))
+
+
 class _Masked(structlog.stdlib.ProcessorFormatter):
     """Masks secrets in the finished line, so that tracebacks and libraries' messages are covered too."""
 
-    def __init__(self, secrets: frozenset[str], **options: Any) -> None:
+    def __init__(self, mask: Callable[[str], str], **options: Any) -> None:
         super().__init__(**options)
-        # The longest first: a secret may be part of another.
-        alternatives = "|".join(re.escape(secret) for secret in sorted(secrets, key=len, reverse=True))
-        self._secrets = re.compile(alternatives or r"(?!)")
+        self._mask = mask
 
     def format(self, record: logging.LogRecord) -> str:
-        return mask_passwords(self._secrets.sub(MASK, super().format(record)))
+        return self._mask(super().format(record))
 
 
 def _on(host: str) -> Processor:

@@ -69,6 +69,10 @@ class SecretFiles(PydanticBaseSettingsSource):
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
 
+    production: bool = Field(
+        False, description="Refuse to start with what is only safe on a developer's machine (AUTH=off, sandbox addresses)"
+    )
+
     # --- API -----------------------------------------------------------------------------------------
     api_host: str = Field("127.0.0.1", description="Address that the API listens on")
     api_port: int = Field(8001, description="Port of the API")

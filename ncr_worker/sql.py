@@ -29,6 +29,9 @@ from ncr_worker.errors import Busy, ConfigError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+OVERFLOW = 5
+"""Connections of one process above its pool's size, for a moment of many requests."""
+
 LongText = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 TABLE: dict[str, Any] = {
     "mysql_engine": "InnoDB",
@@ -184,7 +187,7 @@ def _parse(url: str) -> URL:
 
 def _create(url: URL, pool_size: int) -> Engine:
     backend = url.get_backend_name()
-    options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 5}
+    options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": OVERFLOW}
     if backend == "sqlite":
         options["connect_args"] = {"timeout": 30, "check_same_thread": False}
         _make_folder(url)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ncr_worker.settings import Settings
 
 commands = typer.Typer()
 
@@ -20,11 +23,7 @@ def api(
     """Serve the HTTP API until SIGTERM or Ctrl-C."""
     import uvicorn
 
-    from ncr_worker.cli.database import require_current
-    from ncr_worker.settings import load_settings
-
-    settings = load_settings()
-    require_current(settings)
+    settings = _guarded("api")
     uvicorn.run(
         "ncr_worker.api:app",
         host=host or settings.api_host,
@@ -37,17 +36,14 @@ def api(
 @commands.command(context_settings=PASS_ON)
 def worker(context: typer.Context) -> None:
     """Run jobs on this host until SIGTERM. Further options go to `celery worker`, see `celery worker --help`."""
-    from ncr_worker.cli.database import require_current
-    from ncr_worker.settings import load_settings
-
-    settings = load_settings()
-    require_current(settings)
+    settings = _guarded("worker")
     _celery("worker", "-n", f"ncr@{settings.host}", *context.args)
 
 
 @commands.command(context_settings=PASS_ON)
 def beat(context: typer.Context) -> None:
     """Submit what is due by schedule. Two of them do no harm. Further options go to `celery beat`."""
+    _guarded("beat")
     _celery("beat", *context.args)
 
 
@@ -58,6 +54,17 @@ def flower(context: typer.Context) -> None:
 
     settings = load_settings()
     _celery("flower", f"--address={settings.api_host}", f"--port={settings.flower_port}", *context.args)
+
+
+def _guarded(process: str) -> Settings:
+    """The settings of a process that may start; what should be known goes to stderr. Raises ConfigError."""
+    from ncr_worker.checks import Process, guard
+    from ncr_worker.settings import load_settings
+
+    settings = load_settings()
+    for note in guard(settings, Process(process)):
+        typer.echo(f"ncr: {note}; starting all the same", err=True)
+    return settings
 
 
 def _celery(*arguments: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from celery import bootsteps
 
 from ncr_worker.app import App
+from ncr_worker.checks import Process, guard
 from ncr_worker.errors import ConfigError
 from ncr_worker.ledger import schema
 from ncr_worker.memory.slots import Slots
@@ -38,6 +39,8 @@ class FeederStep(bootsteps.StartStopStep):
         settings: Settings = worker.app.settings
         settings.jobs_folder.mkdir(parents=True, exist_ok=True)
         self._own_host(settings)
+        for note in guard(settings, Process.WORKER):
+            log.warning("starting all the same: %s", note)
         with closing(App(settings, patience=settings.db_patience)) as patient:  # it may start just after us
             schema.require_current(patient.database)
         app = App(settings)

@@ -15,7 +15,7 @@ PACKAGE = Path(ncr_worker.__file__).parent
 
 LAYERS = {
     "edges": {"api", "cli", "worker", "web", "sandbox", "__main__"},
-    "composition": {"app"},
+    "composition": {"app", "checks"},
     "engine": {"run", "runner", "pipelines", "views"},
     "services": {
         *("ledger", "history", "board", "memory", "stores", "databases", "validator", "outage", "archive", "sql"),
@@ -29,8 +29,8 @@ FRAMEWORKS = {
     "fastapi": {"api", "sandbox"},  # the sandbox's validator is a service of its own
     "starlette": {"api", "sandbox"},
     "typer": {"cli"},
-    "celery": {"worker"},
-    "kombu": {"worker"},
+    "celery": {"worker", "checks"},  # whether broker and result backend answer, only they can tell
+    "kombu": {"worker", "checks"},
 }
 CORE_MAY_IMPORT = {"ncr_worker", "pydantic", "pydantic_settings", "structlog"} | sys.stdlib_module_names
 
