@@ -60,10 +60,11 @@ def sampled(stack: Stack, batch_id: str) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize(("database", "broker"), [("mariadb", "rabbitmq"), ("postgresql", "redis")])
 def test_two_hosts_share_a_batch_within_its_limit(make_stack: MakeStack, database: str, broker: str) -> None:
-    stack = make_stack(database=database, broker=broker, batch_size=3)
+    # Neither host has slots for the whole share of the batch, so it takes both to fill it.
+    stack = make_stack(database=database, broker=broker, batch_size=3, celery_worker_concurrency=2)
     hosts = {stack.worker(name).host_id for name in ("h1", "h2")}
     # More jobs than one host looks at in one query, so that the other one finds some that are not locked.
-    batch_id, job_ids = stack.submit_batch("counter", [{"name": f"n{i}", "seconds": 0.02} for i in range(150)])
+    batch_id, job_ids = stack.submit_batch("counter", [{"name": f"n{i}", "seconds": 0.05} for i in range(150)])
     with sampled(stack, batch_id) as samples:
         stack.assert_settled()
     assert max(samples) == 3

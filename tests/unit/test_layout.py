@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import posixpath
-import random
 import re
 import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ncr_worker.errors import ConfigError, Rejected
@@ -202,28 +201,20 @@ def stays_inside(placement: Placement) -> None:
     assert len({item.local_name for item in items}) == len(items)
 
 
-def test_no_hostile_name_leaves_the_target_folder() -> None:
-    """10,000 cases: names made of hostile and harmless parts, long and short, in all mixtures."""
-    dice = random.Random(7)
-    parts = [*HOSTILE, "docs", "Materials", "GLB_files", "b.png", "c.blend", "source_d.jpg", "ok.txt"]
-    harm = [0.02, 0.1, 0.5]
-
-    def name() -> str:
-        share = dice.choice(harm)
-        return "/".join(
-            dice.choice(HOSTILE if dice.random() < share else parts[len(HOSTILE) :]) for _ in range(dice.randint(1, 4))
-        )
-
-    stayed = sum(
-        harmless([name() for _ in range(dice.randint(1, 5))], dice.choice(["CH-7"] * 9 + HOSTILE))
-        for _ in range(10_000)
-    )
-    assert 1_000 < stayed < 9_000  # both ways were gone often
-
-
+HARMLESS = ("docs", "Materials", "GLB_files", "b.png", "c.blend", "source_d.jpg", "ok.txt")
 TEXTS = st.text(max_size=12) | st.sampled_from(HOSTILE)
 
 
-@given(st.lists(st.lists(TEXTS, max_size=4).map("/".join), min_size=1, max_size=4), st.just("CH-7") | TEXTS)
-def test_no_text_leaves_the_target_folder(names: list[str], sku: str) -> None:
-    harmless(names, sku)
+PATHS = st.lists(st.sampled_from(HARMLESS) | st.sampled_from(HARMLESS) | TEXTS, max_size=4).map("/".join)
+
+
+def test_no_hostile_name_leaves_the_target_folder() -> None:
+    stayed = {True: 0, False: 0}
+
+    @settings(max_examples=10_000, deadline=None)
+    @given(st.lists(PATHS, min_size=1, max_size=4), st.just("CH-7") | TEXTS)
+    def check(names: list[str], sku: str) -> None:
+        stayed[harmless(names, sku)] += 1
+
+    check()
+    assert min(stayed.values()) > 500  # both ways were gone often
