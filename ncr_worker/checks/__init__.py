@@ -5,7 +5,6 @@ A new check is a function here that gives findings, and a line in CHECKS. None c
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,8 +17,6 @@ from ncr_worker.logs import masker
 from ncr_worker.settings import Settings
 
 __all__ = ["CHECKS", "Check", "Finding", "Level", "Process", "examine", "guard"]
-
-log = logging.getLogger(__name__)
 
 PATIENCE = 20.0
 """Seconds for all checks together."""
@@ -96,8 +93,7 @@ def _look(check: Check, settings: Settings) -> list[Finding]:
     except NcrError as failure:
         remedy = "It may pass by itself; else check the address and the server's own log"
         findings.append(error(check.name, str(failure), check.setting, remedy, away=True))
-    except Exception as failure:  # whatever a library raises, the other checks are told
-        log.debug("check %s", check.name, exc_info=True)
+    except Exception as failure:  # noqa: BLE001 - whatever a library raises, the other checks are told
         text = f"{type(failure).__name__}: {failure}"
         findings.append(error(check.name, text, check.setting, "See env_sample for how it is written", away=True))
     return findings

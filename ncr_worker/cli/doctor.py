@@ -29,18 +29,23 @@ def doctor(as_json: AsJson = False) -> None:
     """Check every connection and setting, and say what to do.
 
     Settings, database and migrations, connections against the server's limit, catalog, Redis, broker, result backend,
-    S3 bucket, validator, SFTP (host key, login, writing), work folder, clock, memory. Takes 20 seconds at most. Nothing
+    S3 bucket, validator, SFTP (host key, login, writing), work folder, clock, memory: in 20 seconds at most. Nothing
     that lasts is changed, and no secret is printed. Exit code 0: no errors; 1: something has to be done.
     """
-    from ncr_worker.cli.session import console, quiet
+    import logging
+
+    from ncr_worker.cli.session import console
 
     found: list[tuple[str, Finding]] = []
     out = None if as_json else console()
-    with quiet():
+    logging.disable()  # what a library logs of a failure is in the findings
+    try:
         for name, finding in _findings():
             found.append((name, finding))
             if out:
                 out.print(_line(name, finding))
+    finally:
+        logging.disable(logging.NOTSET)
     levels = [finding.level.value for _, finding in found]
     worst = next(level for level in reversed(MARKS) if level in levels)
     if out:
