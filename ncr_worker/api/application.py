@@ -13,8 +13,9 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 
 from ncr_worker import __version__
-from ncr_worker.api import delivery, health, problems, stats
-from ncr_worker.api.middleware import REQUEST_ID, BodyLimit, RequestContext
+from ncr_worker.api import delivery, health, metrics, problems, stats
+from ncr_worker.api.metrics import Exposition
+from ncr_worker.api.middleware import REQUEST_ID, BodyLimit, Measured, RequestContext
 from ncr_worker.api.schemas import NAME
 from ncr_worker.app import App
 from ncr_worker.checks import Process, guard
@@ -42,11 +43,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         generate_unique_id_function=_operation_id,
         license_info={"name": "MIT"},
     )
-    for part in (delivery, health, stats):
+    for part in (delivery, health, stats, metrics):
         api.include_router(part.router)
     problems.install(api)
     api.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     api.add_middleware(RequestContext)
+    api.state.exposition = Exposition()
+    api.add_middleware(Measured, answered=api.state.exposition.answered)
     if settings.cors_origins:  # outermost, so that browsers may read errors too
         api.add_middleware(
             CORSMiddleware,

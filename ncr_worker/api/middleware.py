@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 import uuid
+from collections.abc import Callable
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -53,6 +55,28 @@ class RequestContext:
                     raise
                 log.exception("unexpected error at %s %s", scope["method"], scope["path"])
                 await unexpected(Request(scope))(scope, receive, with_id)
+
+
+class Measured:
+    """Tells `answered` of each answer: route template (`other`: no route), method, status, seconds until it began."""
+
+    def __init__(self, app: ASGIApp, answered: Callable[[str, str, int, float], None]) -> None:
+        self.app = app
+        self.answered = answered
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.monotonic()
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "other")
+                self.answered(route, scope["method"], message["status"], time.monotonic() - began)
+            await send(message)
+
+        await self.app(scope, receive, noted)
 
 
 class BodyLimit:

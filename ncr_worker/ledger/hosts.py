@@ -128,7 +128,8 @@ def _release(connection: Connection, host_id: str, reason: Reason, note: str) ->
 
 
 def _live(connection: Connection, lease: float) -> list[Host]:
-    query = select(host, (now() - host.c.seen_at).label("age")).where(host.c.seen_at >= now() - lease)
+    columns = [column for column in host.c if column is not host.c.metrics]  # long, and asked for often
+    query = select(*columns, (now() - host.c.seen_at).label("age")).where(host.c.seen_at >= now() - lease)
     return [
         Host(
             row.id,

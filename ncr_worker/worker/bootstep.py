@@ -15,8 +15,10 @@ from ncr_worker.checks import Process, guard
 from ncr_worker.errors import ConfigError
 from ncr_worker.ledger import schema
 from ncr_worker.memory.slots import Slots
+from ncr_worker.metrics import CountedWork, forget_others, fresh_folder
 from ncr_worker.settings import Settings
 from ncr_worker.worker.feeder import Feeder
+from ncr_worker.worker.reporter import Reporter
 from ncr_worker.worker.sweep import Sweep
 from ncr_worker.worker.wakeups import on_wake
 
@@ -30,7 +32,10 @@ class FeederStep(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
-        worker.app.slots = Slots(worker.concurrency)  # shared memory: made before the pool forks
+        settings: Settings = worker.app.settings
+        # Shared by all processes of this worker: made before the pool forks.
+        worker.app.slots = Slots(worker.concurrency)
+        worker.app.metrics_folder = fresh_folder(settings.work_folder.absolute() / "metrics" / settings.host)
         self.feeder: Feeder | None = None
         self.thread: threading.Thread | None = None
         self.resources = ExitStack()
@@ -41,15 +46,18 @@ class FeederStep(bootsteps.StartStopStep):
         self._own_host(settings)
         for note in guard(settings, Process.WORKER):
             log.warning("starting all the same: %s", note)
+        forget_others(worker.app.metrics_folder)
         with closing(App(settings, patience=settings.db_patience)) as patient:  # it may start just after us
             schema.require_current(patient.database)
         app = App(settings)
         self.resources.callback(app.close)
         app.database.survive_forks()
+        app.ledger.work = CountedWork(app.database, worker.app.metrics)
         feeder = Feeder(settings, app.ledger, worker.app.slots, worker.app.send_job, app.pipelines)
         feeder.start()
         self.resources.enter_context(on_wake(app.board, feeder.wake))
         self.resources.enter_context(Sweep(settings, app.ledger))
+        self.resources.enter_context(Reporter(settings, app.database, worker.app.metrics))
         self.feeder = feeder
         self.thread = threading.Thread(target=feeder.run, name="feeder", daemon=True)
         self.thread.start()

@@ -8,8 +8,10 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
+from billiard.process import current_process
 from celery import Celery
 from celery.bin.celery import celery as celery_command
 from celery.signals import setup_logging, worker_process_init
@@ -19,6 +21,7 @@ from ncr_worker import logs
 from ncr_worker.app import App
 from ncr_worker.ledger import Picked
 from ncr_worker.memory.slots import Slots
+from ncr_worker.metrics import CountedWork, Metrics
 from ncr_worker.runner import Runner
 from ncr_worker.settings import Settings, load_settings
 from ncr_worker.worker import recycling
@@ -31,8 +34,9 @@ PR_SET_PDEATHSIG = 1
 class Child:
     """What one pool process needs to run jobs; built in that process, at its first job."""
 
-    def __init__(self, settings: Settings, slots: Slots) -> None:
+    def __init__(self, settings: Settings, slots: Slots, metrics: Metrics) -> None:
         app = App(settings, patience=settings.db_patience)
+        app.ledger.work = CountedWork(app.database, metrics)
         self.runner = Runner(settings, app.ledger, app.board, app.pipelines, slots)
         self.recycling = recycling.Recycling(settings.celery_worker_max_memory_per_child * 1024)
         self.pid = os.getpid()
@@ -43,13 +47,23 @@ class WorkerApp(Celery):
 
     settings: Settings
     slots: Slots
+    metrics_folder: Path
     _child: Child | None = None
+    _metrics: Metrics | None = None
 
     @property
     def child(self) -> Child:
         if self._child is None or self._child.pid != os.getpid():
-            self._child = Child(self.settings, self.slots)
+            self._child = Child(self.settings, self.slots, self.metrics)
         return self._child
+
+    @property
+    def metrics(self) -> Metrics:
+        """Those of this process: of the worker, or of the pool child that has this place in the pool."""
+        if self._metrics is None or self._metrics.pid != os.getpid():
+            place = getattr(current_process(), "index", None)
+            self._metrics = Metrics(self.metrics_folder, "main" if place is None else f"child-{place}")
+        return self._metrics
 
     def command(self, argv: list[str]) -> int:
         """Run a Celery command in this process; its exit code, which Celery's own `start` drops."""
@@ -76,6 +90,7 @@ def create_celery(settings: Settings | None = None) -> WorkerApp:
     with_pipelines.close()
     setup_logging.connect(lambda **_: logs.configure(settings), weak=False)
     worker_process_init.connect(_die_with_parent, weak=False)
+    worker_process_init.connect(lambda **_: app.metrics.children.inc(), weak=False)
     return app
 
 
