@@ -28,6 +28,9 @@ from ncr_worker.settings import Settings
 from ncr_worker.sql import Database
 from ncr_worker.views.lookup import Lookup
 
+FIRST = -10
+"""Priority of the service's own jobs: they are small, and make room."""
+
 
 class App:
     """`patience`: seconds that a call waits for a database that is away (workers wait, the API answers 503)."""
@@ -81,6 +84,18 @@ class App:
         """Store a batch, all of it or nothing. At most BATCH_SIZE of its jobs run at once. Raises like `submit`."""
         batch = NewBatch(str(uuid.uuid4()), tenant, self.settings.batch_size)
         return self._submit(kind, many, batch, actor, key)
+
+    def submit_tick(self, kind: str, args: Args, *, key: str) -> Stored:
+        """Store a job of the service's own schedule: it goes before all others, and no pause or backlog stops it.
+
+        `key`: of the schedule's tick; however often it is submitted, there is one job. Raises Conflict while the
+        job of an earlier tick is unfinished, DatabaseAway.
+        """
+        once = Once(key, _fingerprint(kind, [args], False), "stored; submitted by schedule", time.time())
+        new = replace(self._new(self.pipeline(kind), args, None), priority=FIRST)
+        stored = self.ledger.intake.submit([new], actor="beat", once=once)
+        self.board.wake()
+        return stored
 
     def cancel(self, job_id: str, *, actor: str) -> State:
         """Ask a job to stop; its state now. Raises NotFound; Conflict when it has ended."""

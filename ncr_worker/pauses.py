@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import Column, Connection, Double, String, Table, delete, insert, select
+from sqlalchemy import Column, Connection, Double, String, Table, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from ncr_worker.ledger.tables import metadata
-from ncr_worker.sql import TABLE, Database, now
+from ncr_worker.sql import TABLE, Database, Note, now
 
 pause = Table(
     "pause",
     metadata,
     Column("scope", String(10), primary_key=True),  # intake, work
-    Column("actor", String(120), nullable=False),
-    Column("note", String(400), nullable=False),
+    Column("actor", Note(120), nullable=False),
+    Column("note", Note(400), nullable=False),
     Column("since", Double, nullable=False),
     **TABLE,
 )
@@ -44,10 +45,14 @@ class Pauses:
         """Idempotent; the latest word counts."""
 
         def work(connection: Connection) -> None:
-            connection.execute(delete(pause).where(pause.c.scope == scope))
-            connection.execute(insert(pause).values(scope=scope.value, actor=actor, note=note, since=now()))
+            values = {"actor": actor, "note": note, "since": now()}
+            if connection.execute(update(pause).where(pause.c.scope == scope).values(**values)).rowcount == 0:
+                connection.execute(insert(pause).values(scope=scope.value, **values))
 
-        self.database.transact(work)
+        try:
+            self.database.transact(work)
+        except IntegrityError:  # another person was faster by a moment
+            self.database.transact(work)
 
     def resume(self, scope: Scope) -> bool:
         """Whether it was paused."""

@@ -143,6 +143,18 @@ class Settings(BaseSettings):
 
     extra_pipelines: Words = Field((), description="Further Python modules that expose PIPELINE, comma-separated")
 
+    # --- Housekeeping, submitted by beat -------------------------------------------------------------
+    housekeeping_at: str = Field(
+        "15 3 * * *", description="When old jobs are removed: crontab (minute hour day month weekday), UTC; off: never"
+    )
+    retention_days: float = Field(30, gt=0, description="Days for which a job is kept after its end, with its events")
+    receipt_days: float = Field(365, gt=0, description="... a job that has a receipt: so many days instead")
+    idempotency_hours: float = Field(24, ge=2, description="Hours for which an Idempotency-Key is remembered")
+    stuck_report_at: str = Field(
+        "*/30 * * * *", description="When jobs that do not get on are reported: crontab, UTC; off: never"
+    )
+    stuck_after: float = Field(3600, gt=0, description="Seconds that a job may be due before it is reported as stuck")
+
     # --- Source: Wasabi or any S3 --------------------------------------------------------------------
     s3_endpoint_url: str = Field("", description="S3 endpoint, e.g. https://s3.wasabisys.com; empty: AWS")
     s3_region: str = Field("us-east-1", description="S3 region")
@@ -216,6 +228,12 @@ class Settings(BaseSettings):
                 "HOST_LEASE",
                 f"{self.host_lease:g} s is less than three heartbeats of {self.host_heartbeat:g} s",
                 "Raise HOST_LEASE or lower HOST_HEARTBEAT",
+            )
+        if self.idempotency_hours > 24 * min(self.retention_days, self.receipt_days):
+            raise ConfigError(
+                "IDEMPOTENCY_HOURS",
+                f"{self.idempotency_hours:g} h is longer than jobs are kept (RETENTION_DAYS, RECEIPT_DAYS)",
+                "Lower it: a key must not outlive the jobs that it stands for",
             )
         return self
 

@@ -14,15 +14,15 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, Dialect, Double, Engine, Text, create_engine, event
+from sqlalchemy import Connection, Dialect, Double, Engine, String, Text, create_engine, event
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from ncr_worker.errors import Busy, ConfigError
 
@@ -40,6 +40,27 @@ TABLE: dict[str, Any] = {
 }
 
 
+def storable(text: str) -> str:
+    """`text` as every database takes it: PostgreSQL has no NUL, and none has the half characters of broken JSON."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+
+
+class Note(TypeDecorator[str]):
+    """What people, other servers and libraries say: made storable, and cut to the length of its column."""
+
+    impl: TypeEngine[Any] | type[TypeEngine[Any]] = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        length = cast("String", self.impl_instance).length
+        return None if value is None else storable(value)[:length]
+
+
+class LongNote(Note):
+    impl = LongText
+    cache_ok = True
+
+
 class Json(TypeDecorator[Any]):
     """JSON in a column that behaves alike on every database: text, keys sorted, no size limit."""
 
@@ -47,7 +68,7 @@ class Json(TypeDecorator[Any]):
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
-        return None if value is None else json.dumps(value, sort_keys=True, ensure_ascii=False)
+        return None if value is None else storable(json.dumps(value, sort_keys=True, ensure_ascii=False))
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
         return None if value is None else json.loads(value)

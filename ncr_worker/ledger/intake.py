@@ -78,8 +78,8 @@ class Intake:
             row = _locked(connection, job_id)
             if row.state in TERMINAL:
                 raise Conflict(f"job {job_id} has already ended: {row.state}", code="already_ended")
-            if row.state == State.CANCELLING:
-                return State.CANCELLING
+            if row.state == State.CANCELLING or (row.state != State.RUNNING and row.attempt >= row.max_attempts):
+                return State(row.state)  # its end is decided
             if move(connection, row.number, State.CANCELLING, actor=actor):
                 return State.CANCELLING
             source = State(row.state)
@@ -121,7 +121,9 @@ class Intake:
 
 
 def _locked(connection: Connection, job_id: str) -> Any:
-    query = select(job.c.number, job.c.state).where(job.c.id == job_id).with_for_update()
+    query = (
+        select(job.c.number, job.c.state, job.c.attempt, job.c.max_attempts).where(job.c.id == job_id).with_for_update()
+    )
     row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFound(f"there is no job {job_id}")

@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 
 from ncr_worker.job import Job, State
-from ncr_worker.sql import TABLE, Json, LongText
+from ncr_worker.sql import TABLE, Json, LongNote, LongText, Note
 
 metadata = MetaData(
     naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"},
@@ -92,7 +92,7 @@ job = Table(
     Column("started_at", Double),
     Column("finished_at", Double),
     Column("error_code", String(50)),
-    Column("error", LongText),
+    Column("error", LongNote),
     Column("result", Json),
     Index(None, "state", "priority", "number"),  # the order of the pick, so that it reads and locks no more
     Index(None, "batch_id", "state"),
@@ -124,8 +124,8 @@ event = Table(
     Column("state", String(12), nullable=False),
     Column("stage", String(50)),
     Column("attempt", Integer, nullable=False),
-    Column("actor", String(120), nullable=False),
-    Column("reason", String(400)),
+    Column("actor", Note(120), nullable=False),
+    Column("reason", Note(400)),
     Index(None, "job_number", "id"),
     **TABLE,
 )

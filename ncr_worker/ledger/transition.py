@@ -143,10 +143,12 @@ def lose(connection: Connection, number: int, *, actor: str, reason: Reason, tok
 
 def remark(connection: Connection, numbers: Sequence[int], *, actor: str, note: str | None) -> None:
     """Write the present state of jobs into their audit trail."""
-    columns = (job.c.number, now(), job.c.state, job.c.stage, job.c.attempt)
+    said = (literal(actor, event.c.actor.type), literal(note, event.c.reason.type))
     connection.execute(
         insert(event).from_select(
             ["job_number", "at", "state", "stage", "attempt", "actor", "reason"],
-            select(*columns, literal(actor), literal(note[:400] if note else note)).where(job.c.number.in_(numbers)),
+            select(job.c.number, now(), job.c.state, job.c.stage, job.c.attempt, *said).where(
+                job.c.number.in_(numbers)
+            ),
         )
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ncr_worker.errors import Busy, NeverFits
 from ncr_worker.history import History
@@ -49,6 +49,8 @@ class Admission:
         self._gate(scene, count)
         verdict = _memory(scene.hosts, need)
         if verdict.accepting:
+            if self._scene is scene:  # or a burst would pass unseen until the next look
+                self._scene = replace(scene, queued=scene.queued + count)
             return verdict
         if all(need > host.figures.limit_bytes for host in verdict.hosts):
             raise NeverFits(verdict.reason)

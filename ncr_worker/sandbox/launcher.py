@@ -15,6 +15,7 @@ from types import FrameType
 from typing import NoReturn, Self
 
 from ncr_worker.errors import Conflict
+from ncr_worker.history import History, Wanted
 from ncr_worker.ledger import schema
 from ncr_worker.ledger.hosts import Hosts
 from ncr_worker.sandbox.own import Api, Beat, Flower, Worker
@@ -121,7 +122,7 @@ class Sandbox:
         settings = self._settings()
         self.api = Api(self.folder / "api", settings)
         self.worker = Worker(self.folder / "worker", settings, self._worker_is_up)
-        self.beat = Beat(self.folder / "beat", settings)
+        self.beat = Beat(self.folder / "beat", settings, self._beat_is_up)
         self.flower = Flower(self.folder / "flower", settings)
         self.own: Sequence[ServerProcess] = (self.worker, self.api, self.beat, self.flower)
 
@@ -137,6 +138,7 @@ class Sandbox:
             "HOST_ID": HOST,
             "HOST_HEARTBEAT": "2",  # so that the memory line moves
             "SHUTDOWN_GRACE": "2",
+            "STUCK_REPORT_AT": "*/30 * * * *",  # so that beat has something to do at once
             "WORK_FOLDER": str(self.work_folder),
             "SFTP_ROOT": ".",
             "SFTP_BACKUPS": "0",
@@ -170,6 +172,9 @@ class Sandbox:
 
     def _worker_is_up(self) -> bool:
         return any(host.id == HOST for host in Hosts(self.database, lease=LEASE).live())
+
+    def _beat_is_up(self) -> bool:
+        return bool(History(self.database).jobs(Wanted(kind="stuck_report"), limit=1))
 
     def _write_env(self) -> None:
         self.env_file.touch(mode=0o600)  # it holds passwords

@@ -62,13 +62,19 @@ class Worker(OwnProcess):
 
 
 class Beat(OwnProcess):
+    """`is_up()`: whether it has submitted something; it has no port of its own either."""
+
     name = "beat"
 
+    def __init__(self, folder: Path, settings: Mapping[str, str], is_up: Callable[[], bool]) -> None:
+        super().__init__(folder, settings)
+        self._is_up = is_up
+
     def command(self) -> Sequence[str]:
-        return [*NCR, "beat", f"--schedule={self.folder / 'schedule'}", "--pidfile="]
+        return [*NCR, "beat"]
 
     def ready(self) -> bool:
-        return any(self.folder.glob("schedule*"))  # the suffix is up to Python's dbm
+        return self._is_up()
 
 
 class Flower(OwnProcess):

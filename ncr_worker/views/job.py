@@ -79,6 +79,7 @@ def job_record(
         reserved_bytes=job.reserved,
         peak_bytes=job.peak,
         next_run_at=moment(job.next_run_at) if job.state is State.QUEUED else None,
+        result=_result(job),
         links={name: f"/jobs/{job.id}/{name}" for name in ("audit", "events", "receipt")},
     )
 
@@ -224,6 +225,13 @@ def job_receipt(job: Job, pipeline: Pipeline[Any]) -> JobReceipt:
         verdict=kept.get("verdict"),
         receipt=kept.get("receipt"),
     )
+
+
+def _result(job: Job) -> dict[str, Any] | None:
+    """What is worth seeing of a job's last parcel: of one with a receipt, the receipt says it all."""
+    if job.result is None or job.result.keys() & {"receipt", "verdict"}:
+        return None
+    return {name: value for name, value in job.result.items() if name != "args"}
 
 
 def _error(job: Job) -> JobError | None:

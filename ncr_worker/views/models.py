@@ -95,6 +95,7 @@ class JobRecord(JobStatus):
     """All that is known of a job. `state`: the engine's word. Memory: `need` is reserved, `peak` was measured.
 
     `round`: 1, and one more for each retry by a person. `next_run_at`: when a waiting job is due.
+    `result`: what it has left, without what `/receipt` shows.
     """
 
     user: str
@@ -108,6 +109,7 @@ class JobRecord(JobStatus):
     reserved_bytes: int
     peak_bytes: int | None = None
     next_run_at: datetime | None = None
+    result: dict[str, Any] | None = None
     links: dict[str, str]
 
     model_config = example(
@@ -123,6 +125,7 @@ class JobRecord(JobStatus):
         reserved_bytes=67_108_864,
         peak_bytes=None,
         next_run_at=None,
+        result=None,
         links={"audit": f"/jobs/{TASK}/audit", "events": f"/jobs/{TASK}/events", "receipt": f"/jobs/{TASK}/receipt"},
     )
 

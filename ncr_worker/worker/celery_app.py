@@ -79,7 +79,7 @@ class WorkerApp(Celery):
 def create_celery(settings: Settings | None = None) -> WorkerApp:
     """Raises ConfigError."""
     settings = settings or load_settings()
-    settings.work_folder.mkdir(parents=True, exist_ok=True)  # beat's schedule, the worker's lock, files of jobs
+    settings.work_folder.mkdir(parents=True, exist_ok=True)  # the worker's lock, files of jobs
     app = WorkerApp("ncr_worker", broker=settings.broker_url, backend=settings.celery_result_backend or None)
     app.settings = settings
     app.conf.update(_configuration(settings))
@@ -126,7 +126,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "worker_send_task_events": True,
         "worker_hijack_root_logger": False,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
-        "beat_schedule_filename": str(settings.work_folder / "beat-schedule"),
+        "beat_scheduler": "ncr_worker.worker.schedule:Beat",
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "broker_connection_timeout": 3,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -87,16 +86,13 @@ def test_messages_that_lie_at_the_broker_are_counted(sqlite_settings: Settings, 
 
 
 def test_the_commands_serve(sqlite_settings: Settings, tmp_path: Path) -> None:
-    """`ncr api`, `ncr flower` and `ncr beat`: each starts, works, and ends on SIGTERM."""
+    """`ncr api` and `ncr flower`: each starts, works, and ends on SIGTERM."""
     port, flower_port = free_port(), free_port()
     settings = sqlite_settings.model_copy(update={"flower_port": flower_port})
-    schedule = partial(settings.work_folder.glob, "beat-schedule*")  # each dbm has a suffix of its own
     url = f"http://127.0.0.1:{port}"
     with Ncr(tmp_path / "api", settings, ["api", "--port", str(port)], lambda: http_ok(f"{url}/health/ready")):
         pass
     with Ncr(tmp_path / "flower", settings, ["flower"], lambda: http_ok(f"http://127.0.0.1:{flower_port}/healthcheck")):
-        pass
-    with Ncr(tmp_path / "beat", settings, ["beat"], lambda: any(schedule())):
         pass
     assert not accepts(port)
     assert not accepts(flower_port)

@@ -19,7 +19,7 @@ LAYERS = {
     "engine": {"run", "runner", "pipelines", "views"},
     "services": {
         *("ledger", "history", "board", "memory", "stores", "databases", "validator", "outage", "archive", "sql"),
-        *("notify", "metrics", "idempotency", "pauses"),
+        *("notify", "metrics", "idempotency", "pauses", "group_commit", "retention", "stuck"),
     },
     "core": {"job", "pipeline", "progress", "errors", "settings", "logs", "__init__"},
 }

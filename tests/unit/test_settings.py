@@ -149,7 +149,7 @@ def test_env_sample_names_every_setting_and_gives_its_default() -> None:
         f"{line.removeprefix('#')}\n" for line in env_sample().splitlines() if not line.startswith("# ")
     )
     Path(".env").write_text(uncommented)
-    assert {line.partition("=")[0] for line in uncommented.split()} == NAMES
+    assert {line.partition("=")[0] for line in uncommented.splitlines() if line} == NAMES
     assert load_settings() == Settings(_env_file=None)
 
 
