@@ -132,7 +132,13 @@ class NotFound(NcrError):
 
 
 class Conflict(NcrError):
+    """`retry_in`: seconds after which asking again makes sense, where that is known."""
+
     code = "conflict"
+
+    def __init__(self, message: str, *, code: str | None = None, retry_in: float | None = None) -> None:
+        super().__init__(message, code=code)
+        self.retry_in = retry_in
 
 
 class ConfigError(NcrError):

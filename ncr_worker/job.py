@@ -95,6 +95,7 @@ class Job:
     error_code: str | None
     error: str | None
     result: Mapping[str, Any] | None
+    request_id: str | None  # of its submit
 
     @property
     def terminal(self) -> bool:
@@ -105,7 +106,8 @@ class Job:
 
     def log_context(self) -> dict[str, Any]:
         """What every log line about this job carries."""
-        return {"job_id": self.id, "kind": self.kind, "ref": self.ref, "attempt": self.attempt}
+        context = {"job_id": self.id, "kind": self.kind, "ref": self.ref, "attempt": self.attempt}
+        return context | ({"request_id": self.request_id} if self.request_id else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ class NewJob:
     input_bytes: int | None = None
     exclusive_key: str | None = None
     max_attempts: int = 5
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

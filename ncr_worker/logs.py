@@ -66,8 +66,14 @@ def configure(settings: Settings, stream: TextIO | None = None) -> None:
 
 
 def bind(job: Job, **more: Any) -> AbstractContextManager[None]:
-    """Inside, every line carries job_id, kind, ref, attempt, the job's stage, and `more` (such as request_id)."""
+    """Inside, every line carries job_id, kind, ref, attempt, request_id, the job's stage, and `more`."""
     return structlog.contextvars.bound_contextvars(**job.log_context(), stage=job.stage, **more)
+
+
+def request_id() -> str | None:
+    """That of the request that is served here, as log lines carry it; None outside of one."""
+    bound: str | None = structlog.contextvars.get_contextvars().get("request_id")
+    return bound
 
 
 def carry(function: Callable[P, T]) -> Callable[P, T]:
@@ -83,6 +89,7 @@ def carry(function: Callable[P, T]) -> Callable[P, T]:
 def secrets_of(settings: Settings) -> frozenset[str]:
     """The values that must never be seen in a log, as they are and as JSON writes them."""
     values = {value.get_secret_value() for _, value in settings if isinstance(value, SecretStr)}
+    values |= {key for _, key in settings.callers}
     return frozenset(
         form for value in values if len(value) >= SHORTEST_SECRET for form in (value, json.dumps(value)[1:-1])
     )

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
+import uvicorn
 from fastapi.testclient import TestClient
 
 from ncr_worker.api.application import create_app
 from ncr_worker.app import App
-from ncr_worker.job import Job
+from ncr_worker.job import Job, State
 from ncr_worker.ledger import Claim, HostFigures, Offer, schema
 from ncr_worker.pipeline import GIB, MIB
+from ncr_worker.sandbox.process import LOOPBACK
 from ncr_worker.settings import Settings
 from ncr_worker.sql import Database
 
@@ -43,9 +48,9 @@ def settings_for(database_url: str, redis_url: str, folder: Path, **more: Any) -
     )
 
 
-def on_sqlite(redis_url: str, folder: Path) -> Settings:
+def on_sqlite(redis_url: str, folder: Path, **more: Any) -> Settings:
     """For what is the same on every database."""
-    return settings_for(migrated(f"sqlite:///{folder / 'ncr.sqlite3'}"), redis_url, folder)
+    return settings_for(migrated(f"sqlite:///{folder / 'ncr.sqlite3'}"), redis_url, folder, **more)
 
 
 @contextmanager
@@ -55,14 +60,40 @@ def serving(settings: Settings) -> Iterator[tuple[TestClient, App]]:
         yield client, api.state.app
 
 
+@contextmanager
+def listening(settings: Settings) -> Iterator[tuple[httpx2.Client, App]]:
+    """The API on a port, for streams: the client inside a test gets an answer only when it is whole.
+
+    It stops as on SIGTERM, but without a limit of time: whoever is still being served then holds it up.
+    """
+    api = create_app(settings)
+    server = uvicorn.Server(uvicorn.Config(api, log_config=None, lifespan="on"))
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            with httpx2.Client(base_url=f"http://{LOOPBACK}:{listener.getsockname()[1]}", timeout=30) as client:
+                client.get("/health/live").raise_for_status()  # it may connect before the server has begun to serve
+                yield client, api.state.app
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
 def order(number: int = 1, **more: Any) -> dict[str, Any]:
     return {"job_id": f"job-{number}", "username": "ann", "campaign": "spring", **more}
 
 
-def submit(client: TestClient, number: int = 1) -> str:
+def submit(client: TestClient | httpx2.Client, number: int = 1) -> str:
     answer = client.post("/process-job", json=order(number))
     assert answer.status_code == 202, answer.text
     return str(answer.json()["task_id"])
+
+
+def submit_batch(client: TestClient | httpx2.Client, *numbers: int, **more: Any) -> str:
+    answer = client.post("/process-batch", json=[order(number, **more) for number in numbers])
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["batch_id"])
 
 
 def start(app: App) -> Claim:
@@ -71,6 +102,13 @@ def start(app: App) -> Claim:
     claim = app.ledger.work.claim(picked.job_id, picked.token, "1-x", "plan")
     assert claim is not None
     return claim
+
+
+def end(app: App, state: State, code: str | None = None) -> Job:
+    """Run the next job to its end."""
+    job = start(app).job
+    app.ledger.work.finish(job, state, error_code=code, error=code and "because")
+    return job
 
 
 def show(app: App, job: Job, **figures: Any) -> None:

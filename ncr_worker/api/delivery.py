@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Response
 from fastapi.exceptions import RequestValidationError
 
-from ncr_worker.api.dependencies import Id, TheApp
+from ncr_worker.api.dependencies import BatchId, Caller, Id, IdempotencyKey, TheApp
 from ncr_worker.api.problems import documented
-from ncr_worker.api.schemas import Accepted, AcceptedBatch, AcceptedJob, ActiveJobs
+from ncr_worker.idempotency import Stored
 from ncr_worker.pipelines.deliver.model import DeliverArgs, PlanArgs
 from ncr_worker.pipelines.deliver.preview import Preview
-from ncr_worker.views.job import moment
-from ncr_worker.views.models import BatchStatus, JobReceipt, JobStatus
+from ncr_worker.views.answers import Accepted, AcceptedBatch, accepted, accepted_batch
+from ncr_worker.views.models import BatchStatus, JobStatus
 
 KIND = "deliver"
-PENDING = "pending"
+REPLAYED = "Idempotency-Replayed"
 
 router = APIRouter(tags=["delivery"])
 
@@ -24,40 +24,35 @@ _JOB = {"job_id": "4711", "username": "ann", "campaign": "spring"}
 OneJob = Annotated[DeliverArgs, Body(examples=[_JOB, {**_JOB, "row_id": 42}])]
 ManyJobs = Annotated[list[DeliverArgs], Body(min_length=1, examples=[[_JOB, {**_JOB, "job_id": "4712"}]])]
 
+_HEADERS = {
+    "Location": {"description": "Where to ask how it is doing", "schema": {"type": "string"}},
+    REPLAYED: {"description": "`true`: nothing new was stored", "schema": {"type": "string", "enum": ["true"]}},
+}
+_ANSWERS: dict[int | str, dict[str, Any]] = documented(400, 409, 413, 422, 503) | {202: {"headers": _HEADERS}}
 
-@router.post(
-    "/process-job", status_code=202, summary="Deliver the files of one job", responses=documented(409, 413, 422, 503)
-)
-def process_job(args: OneJob, app: TheApp, response: Response) -> Accepted:
+
+@router.post("/process-job", status_code=202, summary="Deliver the files of one job", responses=_ANSWERS)
+def process_job(args: OneJob, app: TheApp, caller: Caller, key: IdempotencyKey, response: Response) -> Accepted:
     """Stores the job and answers. Of one `job_id` only one delivery may be unfinished: another is a 409 naming it."""
-    submitted = app.submit(KIND, args)
-    (task_id,) = submitted.job_ids
-    response.headers["Location"] = f"/job-status/{task_id}"
-    at = moment(submitted.answered_at)
-    return Accepted(job_id=args.job_id, task_id=task_id, status=PENDING, message=submitted.message, timestamp=at)
+    stored = app.submit(KIND, args, actor=caller, key=key)
+    _tell(response, f"/job-status/{stored.job_ids[0]}", stored)
+    return accepted(args, stored)
 
 
-@router.post("/process-batch", status_code=202, summary="Deliver many jobs", responses=documented(409, 413, 422, 503))
-def process_batch(many: ManyJobs, app: TheApp, response: Response) -> AcceptedBatch:
+@router.post("/process-batch", status_code=202, summary="Deliver many jobs", responses=_ANSWERS)
+def process_batch(
+    many: ManyJobs, app: TheApp, caller: Caller, key: IdempotencyKey, response: Response
+) -> AcceptedBatch:
     """Stores all jobs or none. At most `BATCH_SIZE` jobs of a batch run at once, over all worker hosts."""
     most = app.settings.max_batch_jobs
     if len(many) > most:
         text = f"{len(many):,} jobs are more than the {most:,} that a batch may have; send several batches"
         raise RequestValidationError([{"type": "too_long", "loc": ("body",), "msg": text}])
     tenants = {args.tenant for args in many}
-    submitted = app.submit_batch(KIND, many, tenant=tenants.pop() if len(tenants) == 1 else "")
-    response.headers["Location"] = f"/batch-status/{submitted.batch_id}"
-    return AcceptedBatch(
-        batch_id=submitted.batch_id or "",
-        total_jobs=len(many),
-        jobs=[
-            AcceptedJob(job_id=args.job_id, task_id=task_id, status=PENDING)
-            for args, task_id in zip(many, submitted.job_ids, strict=True)
-        ],
-        status=PENDING,
-        message=submitted.message,
-        timestamp=moment(submitted.answered_at),
-    )
+    tenant = tenants.pop() if len(tenants) == 1 else ""
+    stored = app.submit_batch(KIND, many, tenant=tenant, actor=caller, key=key)
+    _tell(response, f"/batch-status/{stored.batch_id}", stored)
+    return accepted_batch(many, stored)
 
 
 @router.get("/job-status/{task_id}", summary="How one job is doing", responses=documented(404, 422, 503))
@@ -69,7 +64,7 @@ def get_job_status(task_id: Id, app: TheApp) -> JobStatus:
 @router.get(
     "/batch-status/{batch_id}", summary="How the jobs of a batch are doing", responses=documented(404, 422, 503)
 )
-def get_batch_status(batch_id: Id, app: TheApp) -> BatchStatus:
+def get_batch_status(batch_id: BatchId, app: TheApp) -> BatchStatus:
     """`completed`: all succeeded; `partial`: some; `failed`: none; `processing`: some are not yet over."""
     return app.look.batch(batch_id)
 
@@ -83,20 +78,7 @@ def get_plan(args: Annotated[PlanArgs, Query()], app: TheApp) -> Preview:
     return app.plan(args)
 
 
-@router.get(
-    "/jobs/{task_id}/receipt", summary="Proof of a delivery, or why not", responses=documented(404, 409, 422, 503)
-)
-def get_receipt(task_id: Id, app: TheApp, response: Response) -> JobReceipt:
-    """Files, sizes, SHA-256, times, target, host key and the validator's whole answer. 409 while the job runs.
-
-    Of a job that was rejected there is the validator's answer, and no receipt.
-    """
-    response.headers["Content-Disposition"] = f'attachment; filename="receipt-{task_id}.json"'
-    return app.look.receipt(task_id)
-
-
-@router.get("/jobs/active", summary="Jobs that run now", responses=documented(503))
-def active_jobs(app: TheApp) -> ActiveJobs:
-    """Jobs that are on a worker host, oldest first; queued ones are counted in `/celery-stats`."""
-    jobs = app.look.active()
-    return ActiveJobs(active_jobs=jobs, count=len(jobs))
+def _tell(response: Response, location: str, stored: Stored) -> None:
+    response.headers["Location"] = location
+    if stored.again:
+        response.headers[REPLAYED] = "true"

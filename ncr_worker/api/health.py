@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from fastapi import APIRouter, Request, Response
-from sqlalchemy.exc import SQLAlchemyError
+from fastapi import APIRouter, Response
 
 from ncr_worker import __version__
 from ncr_worker.api.dependencies import Now, TheApp
 from ncr_worker.api.problems import documented
-from ncr_worker.api.schemas import NAME, Health, Probe, Service
-from ncr_worker.errors import ConfigError
+from ncr_worker.api.schemas import NAME, Probe, Service
 from ncr_worker.ledger import schema
-from ncr_worker.sql import DatabaseAway
+from ncr_worker.views import answers
 
 router = APIRouter(tags=["service"])
 
+LINKS = {
+    "docs": "/docs",
+    "redoc": "/redoc",
+    "openapi": "/openapi.json",
+    "health": "/health",
+    "metrics": "/metrics",
+    "jobs": "/jobs",
+    "batches": "/batches",
+}
+
 
 @router.get("/", summary="Name, version, links", responses=documented())
-async def root(request: Request) -> Service:
+async def root() -> Service:
     """Where to go from here."""
-    links = {"docs": "/docs", "redoc": "/redoc", "openapi": request.app.openapi_url, "health": "/health"}
-    return Service(name=NAME, version=__version__, links=links)
+    return Service(name=NAME, version=__version__, links=LINKS)
 
 
 @router.get(
     "/health",
     summary="Whether all parts work",
-    responses=documented() | {503: {"model": Health, "description": "Jobs cannot be stored"}},
+    responses=documented() | {503: {"model": answers.Health, "description": "Jobs cannot be stored"}},
 )
-def health(app: TheApp, response: Response, now: Now) -> Health:
+def health(app: TheApp, response: Response, now: Now) -> answers.Health:
     """Unhealthy (503): the database is away or not migrated. Degraded (200): Redis is away, or no worker is up."""
-    redis: Literal["connected", "disconnected"] = "connected" if app.board.ping() else "disconnected"
-    try:
-        schema.require_current(app.database)
-        workers = len(app.ledger.hosts.live())
-    except ConfigError:
+    found = answers.health(app.ledger, app.board, now)
+    if found.status == "unhealthy":
         response.status_code = 503
-        return Health(status="unhealthy", redis=redis, database="not_migrated", workers=0, timestamp=now)
-    except (DatabaseAway, SQLAlchemyError):
-        response.status_code = 503
-        return Health(status="unhealthy", redis=redis, database="disconnected", workers=0, timestamp=now)
-    all_well = redis == "connected" and workers > 0
-    return Health(
-        status="healthy" if all_well else "degraded", redis=redis, database="connected", workers=workers, timestamp=now
-    )
+    return found
 
 
 @router.get("/health/live", summary="Probe: the process answers", responses=documented())

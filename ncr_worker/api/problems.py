@@ -33,7 +33,7 @@ STATUS: Mapping[type[NcrError], int] = {
 }
 """Any other NcrError does not belong here and is answered like a bug: 500."""
 TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # their names before Python 3.13 were others
-CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+CODES = {400: "bad_request", 401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
 class FieldError(BaseModel):
@@ -84,20 +84,10 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(api: FastAPI) -> None:
-    """Make `api` answer every error as a problem, and describe the schema in its OpenAPI document."""
+    """Make `api` answer every error as a problem."""
     api.add_exception_handler(NcrError, _ncr_error)
     api.add_exception_handler(RequestValidationError, _invalid_request)
     api.add_exception_handler(HTTPException, _http_error)
-    plain = api.openapi
-
-    def openapi() -> dict[str, Any]:
-        if api.openapi_schema is None:
-            schemas = plain().setdefault("components", {}).setdefault("schemas", {})
-            problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas.update(problem.pop("$defs"), Problem=problem)
-        return plain()
-
-    api.openapi = openapi  # type: ignore[method-assign]
 
 
 def unexpected(request: Request) -> Response:
@@ -106,12 +96,18 @@ def unexpected(request: Request) -> Response:
     return _answer(request, 500, "internal_error", f"internal error; the log has the details under {reference}")
 
 
+def unauthorized(request: Request) -> Response:
+    """The answer to somebody who has sent no key, or one that we do not know."""
+    detail = "send one of the API keys, as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
+    return _answer(request, 401, CODES[401], detail, {"WWW-Authenticate": 'Bearer realm="ncr_worker"'})
+
+
 async def _ncr_error(request: Request, error: Exception) -> Response:
     status = next((STATUS[each] for each in type(error).__mro__ if each in STATUS), None)
     if not isinstance(error, NcrError) or status is None:
         raise error
     headers = {}
-    if isinstance(error, Busy | Transient):
+    if isinstance(error, Busy | Transient) or (isinstance(error, Conflict) and error.retry_in is not None):
         headers["Retry-After"] = str(max(math.ceil(error.retry_in or 0), 1))
     log.log(logging.WARNING if status >= 500 else logging.INFO, "%d %s: %s", status, error.code, error)
     return _answer(request, status, error.code, str(error), headers)

@@ -1,13 +1,15 @@
-"""What the routes answer. Times are RFC 3339 UTC, sizes are bytes, percentages are 0..100."""
+"""What the routes take and answer. Times are RFC 3339 UTC, sizes are bytes, percentages are 0..100."""
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from ncr_worker.views.models import BATCH, HOST, TASK, TIME, JobStatus, example
+from ncr_worker.pauses import Scope
+from ncr_worker.views.models import HOST, TASK, TIME, JobStatus, example
 from ncr_worker.worker.inspection import RunningTask, WorkerStats
 
 NAME = "NCR Upload API"
@@ -27,44 +29,53 @@ class Service(BaseModel):
     )
 
 
-class Accepted(BaseModel):
-    """The job is stored. `task_id` is what to ask `/job-status` with; `job_id` is the client's own."""
+Word = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Note = Annotated[str, StringConstraints(max_length=400, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
-    job_id: str
-    task_id: str
-    status: str
-    message: str
-    timestamp: datetime
 
-    model_config = example(
-        job_id="4711", task_id=TASK, status="pending", message="stored; 2 worker host(s) up", timestamp=TIME
+def _as_written(text: object) -> object:
+    """Pydantic alone would take a number for a time, too."""
+    if not re.match(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d", str(text)):
+        raise ValueError("write it like 2026-11-22T09:30:00Z")
+    return text
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_as_written)]
+
+
+class Paging(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    cursor: Annotated[str, StringConstraints(max_length=36, pattern="^[A-Za-z0-9-]+$")] | None = Field(
+        None, description="`next_cursor` of the page before"
     )
+    limit: int = Field(100, ge=1, le=1000, description="Most entries in the answer")
 
 
-class AcceptedJob(BaseModel):
-    job_id: str
-    task_id: str
-    status: str
+class JobQuery(Paging):
+    kind: Word | None = Field(None, description="Such as deliver")
+    status: Word | None = Field(None, description="A status word")
+    batch: Word | None = Field(None, description="A `batch_id`")
+    user: Word | None = None
+    job_id: Word | None = Field(None, description="The client's own id")
+    since: Moment | None = Field(None, description="Submitted at this time or later")
+    until: Moment | None = Field(None, description="Submitted before this time")
 
 
-class AcceptedBatch(BaseModel):
-    """All jobs are stored; they stand in the order in which they were sent."""
+class BatchQuery(Paging):
+    user: Word | None = None
 
-    batch_id: str
-    total_jobs: int
-    jobs: list[AcceptedJob]
-    status: str
-    message: str
-    timestamp: datetime
 
-    model_config = example(
-        batch_id=BATCH,
-        total_jobs=1,
-        jobs=[{"job_id": "4711", "task_id": TASK, "status": "pending"}],
-        status="pending",
-        message="stored; 2 worker host(s) up",
-        timestamp=TIME,
-    )
+class ResumeOrder(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    scope: Scope
+
+
+class PauseOrder(ResumeOrder):
+    """`note`: why, for whoever meets the pause."""
+
+    note: Note = ""
 
 
 class ActiveJobs(BaseModel):
@@ -74,18 +85,6 @@ class ActiveJobs(BaseModel):
     count: int
 
     model_config = example(active_jobs=[], count=0)
-
-
-class Health(BaseModel):
-    """`degraded`: jobs are taken in, but nothing runs them now (no worker) or shows them live (no Redis)."""
-
-    status: Literal["healthy", "degraded", "unhealthy"]
-    redis: Literal["connected", "disconnected"]
-    database: Literal["connected", "disconnected", "not_migrated"]
-    workers: int
-    timestamp: datetime
-
-    model_config = example(status="healthy", redis="connected", database="connected", workers=2, timestamp=TIME)
 
 
 class Probe(BaseModel):

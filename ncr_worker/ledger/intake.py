@@ -22,6 +22,9 @@ _OF_A_ROUND = (  # what a retry forgets; the audit trail keeps it
     *("stage", "claimant", "host", "peak", "refused_since", "dispatched_at", "started_at", "finished_at"),
     *("error_code", "error", "result"),
 )
+_GIVEN = tuple(name for name in NewJob.__dataclass_fields__ if name != "exclusive_key")
+_FRESH: dict[str, Any] = {"state": State.QUEUED.value, "reason": Reason.NEW.value, "attempt": 0, "round": 1}
+_FRESH |= {"reserved": 0, "passed": 0, "created_at": 0.0, "next_run_at": 0.0}  # the database's clock sets these times
 CHUNK = 500  # rows in one statement: below every database's limit of parameters
 
 
@@ -53,7 +56,7 @@ class Intake:
                 if earlier := find(connection, once.key, once.fingerprint):
                     return earlier
                 keep(connection, once, stored)
-            _refuse_held(connection, keys)
+            _refuse_held(connection, keys, but=jobs[0].id)
             if new_batch:
                 values = {**asdict(new_batch), "total": len(jobs)}
                 connection.execute(insert(batch).values(**values, created_at=now()))
@@ -130,12 +133,12 @@ def _locked(connection: Connection, job_id: str) -> Any:
     return row
 
 
-def _refuse_held(connection: Connection, keys: Sequence[str]) -> None:
+def _refuse_held(connection: Connection, keys: Sequence[str], *, but: str = "") -> None:
     for start in range(0, len(keys), CHUNK):
         row = connection.execute(
             select(hold.c.key, job.c.id, job.c.ref)
             .join(job, job.c.number == hold.c.job_number)
-            .where(hold.c.key.in_(keys[start : start + CHUNK]))
+            .where(hold.c.key.in_(keys[start : start + CHUNK]), job.c.id != but)
         ).first()
         if row:
             raise Conflict(
@@ -158,24 +161,4 @@ def _insert(connection: Connection, jobs: Sequence[NewJob], actor: str) -> None:
 
 
 def _row(new: NewJob) -> dict[str, Any]:
-    return {
-        "id": new.id,
-        "kind": new.kind,
-        "version": new.version,
-        "ref": new.ref,
-        "tenant": new.tenant,
-        "args": dict(new.args),
-        "batch_id": new.batch_id,
-        "priority": new.priority,
-        "state": State.QUEUED.value,
-        "reason": Reason.NEW.value,
-        "attempt": 0,
-        "max_attempts": new.max_attempts,
-        "round": 1,
-        "input_bytes": new.input_bytes,
-        "need": new.need,
-        "reserved": 0,
-        "passed": 0,
-        "created_at": 0.0,
-        "next_run_at": 0.0,
-    }
+    return {name: getattr(new, name) for name in _GIVEN} | {"args": dict(new.args)} | _FRESH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -27,8 +28,9 @@ def upgrade(database: Database) -> str:
     return head()
 
 
+@cache
 def head() -> str:
-    """The newest revision that this version of ncr_worker knows."""
+    """The newest revision that this version of ncr_worker knows. Read once: it means to load every migration."""
     return str(ScriptDirectory(str(MIGRATIONS)).get_current_head())
 
 

@@ -16,7 +16,7 @@ import obstore
 import obstore.exceptions
 import obstore.store
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 from obstore.auth.boto3 import Boto3CredentialProvider
 
 from ncr_worker.errors import ConfigError, NcrError, Rejected, Transient
@@ -43,8 +43,15 @@ _SEGMENTS = re.compile(r"(^|/)\.{0,2}(/|$)")
 
 
 def connect(url: str, settings: Settings) -> S3Store:
+    """Raises ConfigError; nothing is asked of the server yet."""
     bucket = urlsplit(url).netloc
-    return S3Store(_client(settings), _reader(settings, bucket), bucket)
+    try:
+        client = _client(settings)
+    except PartialCredentialsError as error:
+        raise _no_credentials() from error
+    except ValueError as error:
+        raise ConfigError("S3_ENDPOINT_URL", f"{error}", "Write it like https://s3.wasabisys.com") from error
+    return S3Store(client, _reader(settings, bucket), bucket)
 
 
 def _client(settings: Settings) -> S3Client:
@@ -79,7 +86,7 @@ def _reader(settings: Settings, bucket: str) -> obstore.store.S3Store:
     return obstore.store.S3Store(
         bucket,
         config={**address, **(own_keys if given else {})},
-        credential_provider=None if given else Boto3CredentialProvider(),
+        credential_provider=None if given else _surroundings(),
         region=settings.s3_region,
         virtual_hosted_style_request=not settings.s3_endpoint_url,
         client_options={
@@ -90,6 +97,18 @@ def _reader(settings: Settings, bucket: str) -> obstore.store.S3Store:
         },
         retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=60)},
     )
+
+
+def _surroundings() -> Boto3CredentialProvider:
+    """The machine's own credentials, wherever boto3 finds them."""
+    try:
+        return Boto3CredentialProvider()
+    except ValueError as error:  # there are none
+        raise _no_credentials() from error
+
+
+def _no_credentials() -> ConfigError:
+    return ConfigError("S3_ACCESS_KEY_ID", "no S3 credentials", "Set it and S3_SECRET_ACCESS_KEY")
 
 
 class S3Store:
@@ -160,7 +179,7 @@ class S3Store:
         except ClientError as error:
             raise _translate(error, self.bucket, key) from error
         except NoCredentialsError as error:
-            raise ConfigError("S3_ACCESS_KEY_ID", "no S3 credentials", "Set it and S3_SECRET_ACCESS_KEY") from error
+            raise _no_credentials() from error
         except BotoCoreError as error:
             raise Transient(f"S3, {key}: {error}", code="s3_unreachable") from error
 

@@ -27,6 +27,8 @@ from ncr_worker.views.models import (
     JobStatus,
 )
 
+CURSOR = "cursor: take it from next_cursor of the page before"
+
 
 @dataclass(frozen=True, slots=True)
 class Filter:
@@ -87,7 +89,7 @@ class Lookup:
             known = ", ".join(sorted(self.pipelines))
             raise Rejected(f"kind {wanted.kind!r} does not exist; known: {known}", code="unknown_kind")
         if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
-            raise Rejected("cursor: take it from next_cursor of the page before", code="invalid_cursor")
+            raise Rejected(CURSOR, code="invalid_cursor")
         found = self.history.jobs(
             Wanted(
                 kind=wanted.kind,
@@ -95,8 +97,8 @@ class Lookup:
                 batch_id=wanted.batch,
                 tenant=wanted.user,
                 ref=wanted.job_id,
-                since=wanted.since.timestamp() if wanted.since else None,
-                until=wanted.until.timestamp() if wanted.until else None,
+                since=_seconds(wanted.since),
+                until=_seconds(wanted.until),
             ),
             before=int(cursor) if cursor else None,
             limit=limit + 1,
@@ -106,8 +108,11 @@ class Lookup:
         return JobList(jobs=lines, next_cursor=str(page[-1].number) if len(found) > limit else None)
 
     def batches(self, *, user: str | None = None, cursor: str | None = None, limit: int = 100) -> BatchList:
-        """The newest first."""
-        found = self.history.batches(tenant=user, before=cursor, limit=limit + 1)
+        """The newest first. Raises Rejected for a cursor that does not exist."""
+        try:
+            found = self.history.batches(tenant=user, before=cursor, limit=limit + 1)
+        except NotFound as error:
+            raise Rejected(CURSOR, code="invalid_cursor") from error
         page = found[:limit]
         return BatchList(
             batches=[batch_line(batch) for batch in page], next_cursor=page[-1].id if len(found) > limit else None
@@ -149,6 +154,11 @@ class Lookup:
             if sum(batch.counts.get(state, 0) for state in OUT) >= batch.size:
                 return Wait("batch_full", f"waits for its batch: {batch.size} of its jobs run at once (BATCH_SIZE)")
         return None
+
+
+def _seconds(at: datetime | None) -> float | None:
+    # What the ledger holds is finer than the microseconds that were shown, and may have been rounded up to them.
+    return None if at is None else at.timestamp() - 0.5e-6
 
 
 def _now() -> datetime:

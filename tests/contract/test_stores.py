@@ -132,6 +132,28 @@ def test_an_unknown_scheme_is_a_matter_of_settings() -> None:
         open_store("gopher://x", Settings())
 
 
+def test_missing_s3_keys_are_a_matter_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(ConfigError, match="S3_ACCESS_KEY_ID"):
+        open_store("s3://files", Settings(_env_file=None, s3_endpoint_url="http://127.0.0.1:1"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong"),
+    [
+        ({"s3_access_key_id": "nobody"}, "S3_ACCESS_KEY_ID"),
+        ({"s3_endpoint_url": "s3.example"}, "S3_ENDPOINT_URL"),
+    ],
+)
+def test_half_an_s3_address_is_a_matter_of_settings(settings: dict[str, str], wrong: str) -> None:
+    with pytest.raises(ConfigError, match=wrong):
+        open_store("s3://files", Settings.model_validate(settings))
+
+
 def test_wrong_s3_keys_are_a_matter_of_settings(s3: S3) -> None:
     names = {name.lower(): value for name, value in s3.env().items()} | {"s3_secret_access_key": "wrong"}
     store = open_store(f"s3://{s3.bucket}", Settings.model_validate(names))

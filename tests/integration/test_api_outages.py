@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from services import SqlServer
 from serving import FIGURES, HOST, migrated, on_sqlite, order, serving, settings_for, start, status, submit
+from sqlalchemy import QueuePool
 
 from ncr_worker.errors import ConfigError
 from ncr_worker.sandbox.process import free_port
 from ncr_worker.sandbox.valkey import Valkey
 from ncr_worker.settings import Settings
+from ncr_worker.sql import OVERFLOW
 
 NOWHERE = {"mysql": "mysql+pymysql://u:p@127.0.0.1:{}/x", "postgresql": "postgresql+psycopg://u:p@127.0.0.1:{}/x"}
 
@@ -69,6 +72,20 @@ def test_an_outage_of_the_database_passes(
         assert client.post("/process-job", json=order(2)).status_code == 202
         assert status(client, task_id)["status"] == "pending"
     server.drop_database(url)
+
+
+def test_a_process_whose_connections_are_all_in_use_says_so(
+    sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(sqlite_settings.model_copy(update={"db_pool_size": 1})) as (client, app), ExitStack() as stack:
+        pool = app.database.engine.pool
+        assert isinstance(pool, QueuePool)
+        monkeypatch.setattr(pool, "_timeout", 0)
+        for _ in range(1 + OVERFLOW):
+            stack.enter_context(app.database.engine.connect())
+        answer = client.get("/jobs")
+        assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+        assert "DB_POOL_SIZE" in answer.json()["detail"]
 
 
 def test_an_old_schema_is_refused_at_the_start(valkey: Valkey, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ ERRORS: dict[str, Exception] = {
     "database_unavailable": DatabaseAway("gone", retry_in=0.2),
     "config_error": ConfigError("DATABASE_URL", "old", "Upgrade"),
     "already_active": Conflict("taken", code="already_active"),
+    "in_flight": Conflict("not answered yet", code="in_flight", retry_in=1),
     "bug": ZeroDivisionError("secret detail"),
     "rejected": Rejected("two keys for one target", code="layout_collision"),
     "transient": Transient("S3 is away", code="s3_unreachable", retry_in=2.1),
@@ -70,6 +71,7 @@ def client() -> Iterator[TestClient]:
         ("not_found", 404, "not_found"),
         ("conflict", 409, "conflict"),
         ("already_active", 409, "already_active"),
+        ("in_flight", 409, "in_flight"),
         ("never_fits", 422, "never_fits"),
         ("busy", 503, "busy"),
         ("database_unavailable", 503, "database_unavailable"),
@@ -100,9 +102,12 @@ def _descendants(error: type[NcrError]) -> set[type[NcrError]]:
     return {each for child in error.__subclasses__() for each in (child, *_descendants(child))}
 
 
-@pytest.mark.parametrize(("name", "seconds"), [("busy", "3"), ("transient", "3"), ("database_unavailable", "1")])
-def test_where_waiting_helps_it_says_how_long(client: TestClient, name: str, seconds: str) -> None:
-    assert client.get(f"/raise/{name}").headers["Retry-After"] == seconds
+@pytest.mark.parametrize(
+    ("name", "seconds"),
+    [("busy", "3"), ("transient", "3"), ("database_unavailable", "1"), ("in_flight", "1"), ("already_active", None)],
+)
+def test_where_waiting_helps_it_says_how_long(client: TestClient, name: str, seconds: str | None) -> None:
+    assert client.get(f"/raise/{name}").headers.get("Retry-After") == seconds
 
 
 def test_a_bug_is_answered_with_a_reference_and_nothing_else(

@@ -38,5 +38,6 @@ def upgrade() -> None:
         **TABLE,
     )
     op.add_column("host", sa.Column("metrics", LONG_TEXT, nullable=True))
+    op.add_column("job", sa.Column("request_id", sa.String(length=128), nullable=True))
     op.create_index(op.f("ix_job_tenant_number"), "job", ["tenant", "number"])
     op.create_index(op.f("ix_batch_created_at_id"), "batch", ["created_at", "id"])
