@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from ncr_worker import logs
 from ncr_worker.board import Board
 from ncr_worker.errors import Conflict, NotFound, Rejected
 from ncr_worker.history import History
@@ -162,9 +163,8 @@ class App:
             return self._store(pipeline, many, batch, actor, None)
         print_ = _fingerprint(kind, many, batch is not None)
         if key in self._in_flight:
-            raise Conflict(
-                "the first submit with this Idempotency-Key is not answered yet; ask again", code="in_flight"
-            )
+            text = "the first submit with this Idempotency-Key is not answered yet; ask again"
+            raise Conflict(text, code="in_flight", retry_in=1)
         self._in_flight.add(key)
         try:
             earlier = self.ledger.intake.stored(key, print_)
@@ -202,6 +202,7 @@ class App:
             max_attempts=pipeline.attempts,
             batch_id=batch.id if batch else None,
             exclusive_key=pipeline.exclusive(args),
+            request_id=logs.request_id(),
         )
 
 

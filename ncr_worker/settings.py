@@ -37,6 +37,7 @@ Words = Annotated[
 """A comma-separated list."""
 
 MASK = "**********"
+_CALLER = re.compile(r"([A-Za-z0-9._-]{1,50}):([!-~]+)")
 _PASSWORD_IN_URL = re.compile(r"""(://[^:/?#\s"'@]*:)[^\s/?#"']+@""")
 
 
@@ -70,7 +71,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True)
 
     production: bool = Field(
-        False, description="Refuse to start with what is only safe on a developer's machine (AUTH=off, sandbox addresses)"
+        False,
+        description="Refuse to start with what is only safe on a developer's machine (AUTH=off, sandbox addresses)",
     )
 
     # --- API -----------------------------------------------------------------------------------------
@@ -81,6 +83,15 @@ class Settings(BaseSettings):
     max_batch_jobs: int = Field(10_000, gt=0, description="Most jobs in one batch")
     max_backlog: int = Field(
         100_000, gt=0, description="Jobs that may wait; more are refused with 503 until some have run"
+    )
+    auth: str = Field(
+        "off",
+        pattern="^(off|keys)$",
+        description="Who may use the API: off: whoever reaches it; keys: who sends one of API_KEYS",
+    )
+    api_keys: SecretStr = Field(
+        SecretStr(""),
+        description="name:key,name:key …; the name is seen in audit trails, and may have several keys",
     )
     flower_port: int = Field(5555, description="Port of Flower")
 
@@ -235,11 +246,24 @@ class Settings(BaseSettings):
                 f"{self.idempotency_hours:g} h is longer than jobs are kept (RETENTION_DAYS, RECEIPT_DAYS)",
                 "Lower it: a key must not outlive the jobs that it stands for",
             )
+        if not self.callers and self.auth == "keys":
+            raise ConfigError("API_KEYS", "empty, but AUTH is keys", "Set API_KEYS=name:key, or API_KEYS_FILE")
         return self
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
             yield name, mask_passwords(value) if isinstance(value, str) else value
+
+    @property
+    def callers(self) -> tuple[tuple[str, str], ...]:
+        """(name, API key) of all who may use the API. Raises ConfigError."""
+        entries = re.split(r"[,\s]+", self.api_keys.get_secret_value().strip(", \t\r\n"))
+        found = [_CALLER.fullmatch(entry) for entry in entries if entry]
+        if not all(found) or len({match[2] for match in found if match}) < len(found):
+            raise ConfigError(
+                "API_KEYS", "not all entries are name:key, or two have the same key", "Write name:key,name:key"
+            )
+        return tuple((match[1], match[2]) for match in found if match)
 
     # --- what the precedence rules give ---------------------------------------------------------------
     @property

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Dialect, Double, Engine, String, Text, create
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -163,6 +164,9 @@ class Database:
         while True:
             try:
                 return self._once(work, read=read)
+            except PoolTimeout as error:
+                text = "all database connections of this process are in use (DB_POOL_SIZE)"
+                raise DatabaseAway(text, retry_in=5) from error
             except DBAPIError as error:
                 lost = error.connection_invalidated or _is_away(error)
                 conflict = _is_conflict(error)

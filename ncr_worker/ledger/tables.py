@@ -94,6 +94,7 @@ job = Table(
     Column("error_code", String(50)),
     Column("error", LongNote),
     Column("result", Json),
+    Column("request_id", String(128)),
     Index(None, "state", "priority", "number"),  # the order of the pick, so that it reads and locks no more
     Index(None, "batch_id", "state"),
     Index(None, "host", "state"),

@@ -79,6 +79,7 @@ def job_record(
         reserved_bytes=job.reserved,
         peak_bytes=job.peak,
         next_run_at=moment(job.next_run_at) if job.state is State.QUEUED else None,
+        request_id=job.request_id,
         result=_result(job),
         links={name: f"/jobs/{job.id}/{name}" for name in ("audit", "events", "receipt")},
     )
@@ -215,7 +216,7 @@ def delivered(result: Mapping[str, Any] | None) -> tuple[int, int]:
 def job_receipt(job: Job, pipeline: Pipeline[Any]) -> JobReceipt:
     """What is kept of a finished job. Raises Conflict while it is not finished."""
     if not job.terminal:
-        raise Conflict(f"job {job.id} has not ended yet: {job.state}", code="not_finished")
+        raise Conflict(f"job {job.id} has not ended yet: {job.state}", code="not_finished", retry_in=5)
     kept = job.result or {}
     return JobReceipt(
         job_id=job.ref,

@@ -94,7 +94,8 @@ class JobStatus(BaseModel):
 class JobRecord(JobStatus):
     """All that is known of a job. `state`: the engine's word. Memory: `need` is reserved, `peak` was measured.
 
-    `round`: 1, and one more for each retry by a person. `next_run_at`: when a waiting job is due.
+    `round`: 1, and one more for each retry by a person. `next_run_at`: when a waiting job is due. `request_id`: of
+    the request that submitted it, as the logs of its stages have it.
     `result`: what it has left, without what `/receipt` shows.
     """
 
@@ -109,6 +110,7 @@ class JobRecord(JobStatus):
     reserved_bytes: int
     peak_bytes: int | None = None
     next_run_at: datetime | None = None
+    request_id: str | None = None
     result: dict[str, Any] | None = None
     links: dict[str, str]
 
@@ -125,6 +127,7 @@ class JobRecord(JobStatus):
         reserved_bytes=67_108_864,
         peak_bytes=None,
         next_run_at=None,
+        request_id="5f0c7a3e0d9b4c7f8a1e2d3c4b5a6978",
         result=None,
         links={"audit": f"/jobs/{TASK}/audit", "events": f"/jobs/{TASK}/events", "receipt": f"/jobs/{TASK}/receipt"},
     )
