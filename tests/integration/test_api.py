@@ -258,6 +258,7 @@ def test_no_job_is_taken_in_that_cannot_run(sqlite_settings: Settings) -> None:
         assert int(busy.headers["Retry-After"]) >= 1
         assert client.get("/memory-stats").json()["accepting_jobs"] is False
         app.ledger.hosts.register(HOST, "life-2", HostFigures(1 * MIB, "host", 1 * MIB, 0, 0, 4, 0))
+        app.admission.forget()
         never = client.post("/process-job", json=order())
         assert (never.status_code, never.json()["code"]) == (422, "never_fits")
 

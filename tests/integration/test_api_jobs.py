@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine import pipeline, step, worker_host
 from fastapi.testclient import TestClient
 from serving import HOST, end, migrated, on_sqlite, order, serving, settings_for, start, status, submit, submit_batch
 
+from ncr_worker import logs
 from ncr_worker.job import State
 from ncr_worker.sandbox.valkey import Valkey
 from ncr_worker.settings import Settings
@@ -161,6 +163,14 @@ def test_the_record_has_all_that_is_known_and_links_to_the_rest(api_settings: Se
         assert audit["events"][1]["reason"] == HOST
         ids = [event["id"] for event in audit["events"]]
         assert ids == sorted(set(ids))
+
+
+def test_the_logs_of_a_jobs_stages_have_the_id_of_its_request(tmp_path: Path) -> None:
+    seen: list[str | None] = []
+    with worker_host(tmp_path) as host:
+        host.submit(request_id="r-1")
+        host.run(pipeline(step("look", lambda _run, _parcel: seen.append(logs.request_id()))))
+    assert seen == ["r-1"]
 
 
 @pytest.mark.parametrize("path", ["", "/audit", "/receipt", "/events"])
