@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -139,10 +139,6 @@ class Documents:
         self._last = seen
 
 
-class Display(Protocol):
-    def show(self, rows: Sequence[Row]) -> None: ...
-
-
 class Lines:
     def __init__(self, out: Console) -> None:
         self._out = out
@@ -166,10 +162,11 @@ class Bars:
 
     def show(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            if row.key not in self._bars:
-                self._bars[row.key] = self._progress.add_task(row.name, total=100, status="", text="")
-            bar = self._bars[row.key]
-            self._progress.update(bar, completed=row.percentage, status=row.status, text=row.text)
+            told: dict[str, Any] = {"completed": row.percentage, "status": row.status, "text": row.text}
+            if row.key in self._bars:
+                self._progress.update(self._bars[row.key], **told)
+            else:
+                self._bars[row.key] = self._progress.add_task(row.name, total=100, **told)
 
 
 class StatusColumn(ProgressColumn):
@@ -211,9 +208,16 @@ def _batch_is_over(batch: BatchStatus | BatchLine) -> bool:
 
 
 def _tell_job(job: JobRecord) -> None:
-    took = show.duration(((job.finished_at or job.timestamp) - job.created_at).total_seconds())
-    why = f": {job.error.code}: {job.error.detail}" if job.error and job.state != State.SUCCEEDED else ""
+    since = job.created_at if job.round == 1 else job.started_at or job.created_at
+    took = show.duration(((job.finished_at or job.timestamp) - since).total_seconds())
+    why = f": {_why(job)}" if job.state != State.SUCCEEDED else ""
     console().print(show.clean(f"{job.job_id} {job.status} after {took}{why}"), soft_wrap=True)
+
+
+def _why(job: JobRecord) -> str:
+    if job.error is None:
+        return job.message
+    return job.error.detail if job.error.code == job.status else f"{job.error.code}: {job.error.detail}"
 
 
 def _tell_batch(app: App, batch: BatchStatus, created_at: float) -> None:
@@ -224,7 +228,6 @@ def _tell_batch(app: App, batch: BatchStatus, created_at: float) -> None:
     without = [line for line in app.history.lines_of(batch.batch_id) if line.state is not State.SUCCEEDED]
     for line in without[:NAMED]:
         job = app.look.record(line.id)
-        why = f"{job.error.code}: {job.error.detail}" if job.error else job.message
-        out.print(show.clean(f"  {job.job_id} {job.status}: {why} (ncr job {job.task_id})"), soft_wrap=True)
+        out.print(show.clean(f"  {job.job_id} {job.status}: {_why(job)} (ncr job {job.task_id})"), soft_wrap=True)
     if len(without) > NAMED:
         out.print(f"  and {len(without) - NAMED} more: ncr jobs --batch {batch.batch_id}", soft_wrap=True)

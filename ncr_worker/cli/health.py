@@ -39,7 +39,8 @@ def health(as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
     else:
-        typer.echo(f"{found.status}: database {found.database}, Redis {found.redis}, {found.workers} worker hosts up")
+        hosts = f"{found.workers} worker host{'' if found.workers == 1 else 's'} up"
+        typer.echo(f"{found.status}: database {found.database}, Redis {found.redis}, {hosts}")
         for remedy in _remedies(found):
             hint(remedy)
     raise typer.Exit(EXIT_CODES[found.status])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ncr_worker.cli.options import AsJson, Cursor, Limit, examples, moment
-from ncr_worker.cli.session import console, hint, opened, print_json
+from ncr_worker.cli.session import console, hint, latest, opened, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,21 +115,19 @@ def batches(
     if as_json:
         print_json(page)
         return
-    _print_page(batches_table(page), "there is no such batch", page.next_cursor)
+    _print_page(batches_table(page, console().width), "there is no such batch", page.next_cursor)
 
 
 def _task_id(app: App, given: str) -> str:
     """The latest job with this job_id, when it is no task_id. Raises NotFound."""
     from ncr_worker.errors import NotFound
-    from ncr_worker.views.lookup import Filter
 
     try:
         return app.ledger.reads.job(given).id
     except NotFound:
-        latest = app.look.jobs(Filter(job_id=given), limit=1).jobs
-        if not latest:
-            raise NotFound(f"there is no job with the task_id or job_id {given}; ncr jobs lists them") from None
-        return latest[0].task_id
+        if task_id := latest(app, given):
+            return task_id
+        raise NotFound(f"there is no job with the task_id or job_id {given}; ncr jobs lists them") from None
 
 
 def _print_jobs(page: JobList, as_json: bool) -> None:
@@ -138,7 +136,7 @@ def _print_jobs(page: JobList, as_json: bool) -> None:
     if as_json:
         print_json(page)
         return
-    _print_page(jobs_table(page), "there is no such job", page.next_cursor)
+    _print_page(jobs_table(page, console().width), "there is no such job", page.next_cursor)
 
 
 def _print_page(table: Table, empty: str, cursor: str | None) -> None:
@@ -162,13 +160,13 @@ def _watch(look: Callable[[], JobList], as_json: bool) -> None:
         if out.is_terminal and not as_json:
             with Live(console=out, screen=True, auto_refresh=False) as live:
                 for page in watch(look, WATCH_EVERY):
-                    live.update(jobs_table(page), refresh=True)
+                    live.update(jobs_table(page, out.width), refresh=True)
         last = None
         for page in watch(look, WATCH_EVERY):
             if page != last and as_json:
                 print_json(page, line=True)
             elif page != last:
-                out.print(jobs_table(page))
+                out.print(jobs_table(page, out.width))
             last = page
     except KeyboardInterrupt:
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ncr_worker.cli.options import AsJson, BatchId, TaskId, examples
-from ncr_worker.cli.session import actor, hint, opened, print_json
+from ncr_worker.cli.session import actor, hint, latest, opened, print_json
 
 if TYPE_CHECKING:
     from ncr_worker.app import App
@@ -32,7 +32,7 @@ def retry(task: TaskId = None, batch: BatchId = None, as_json: AsJson = False) -
     from ncr_worker.views.answers import BatchRetried
 
     with opened() as app:
-        if job := _one(task, batch):
+        if job := _one(app, task, batch):
             app.retry(job, actor=actor())
             _tell(app, job, "will run again", as_json)
             return
@@ -62,7 +62,7 @@ def cancel(task: TaskId = None, batch: BatchId = None, as_json: AsJson = False) 
     from ncr_worker.views.answers import BatchCancelled
 
     with opened() as app:
-        if job := _one(task, batch):
+        if job := _one(app, task, batch):
             ended = app.cancel(job, actor=actor()) is State.CANCELLED
             _tell(app, job, "is cancelled" if ended else "was asked to stop", as_json)
             return
@@ -99,11 +99,18 @@ def resume(work: Work = False, as_json: AsJson = False) -> None:
         _tell_pauses(app, f"{'resumed' if resumed else 'it was not paused'}: {effect}", as_json)
 
 
-def _one(task: str | None, batch: str | None) -> str | None:
-    """The task, or None when a batch was named."""
+def _one(app: App, task: str | None, batch: str | None) -> str | None:
+    """The task, or None when a batch was named. Raises NotFound: only a task_id tells surely which job is meant."""
+    from ncr_worker.errors import NotFound
+
     if (task is None) == (batch is None):
         raise typer.BadParameter("name either a job by its task_id or a batch by --batch")
-    return task
+    try:
+        return app.ledger.reads.job(task).id if task else None
+    except NotFound:
+        if meant := latest(app, task or ""):
+            raise NotFound(f"{task} is no task_id; the latest job with this job_id is {meant}") from None
+        raise
 
 
 def _scope(work: bool) -> Scope:

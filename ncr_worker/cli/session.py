@@ -59,6 +59,14 @@ def actor() -> str:
         return "cli"
 
 
+def latest(app: App, job_id: str) -> str | None:
+    """The task_id of the latest job with this job_id of the user's own."""
+    from ncr_worker.views.lookup import Filter
+
+    found = app.look.jobs(Filter(job_id=job_id), limit=1).jobs
+    return found[0].task_id if found else None
+
+
 def console() -> Console:
     from rich.console import Console
 

@@ -20,6 +20,9 @@ from ncr_worker.validator import Verdict
 from ncr_worker.views.lookup import Lookup
 from ncr_worker.views.models import BatchList, JobEvent, JobLine, JobList, JobRecord
 
+WHOLE = ("task_id", "batch_id", "status", "jobs")
+"""Columns of a list that are never cut."""
+
 
 class JobReport(JobRecord):
     """All of a job in one document. `verdict`, `receipt`: once it has ended. `events`: when they were asked for."""
@@ -62,20 +65,22 @@ def status(word: str) -> Text:
     return Text(word, style=COLOURS.get(word, ""))
 
 
-def jobs_table(page: JobList) -> Table:
-    table = _table("task_id", "job_id", "user", "status", "submitted", "took", "note")
+def jobs_table(page: JobList, width: int) -> Table:
+    """For a terminal of `width` columns: ids and status are whole on every one, the rest as far as there is room."""
+    columns = {"task_id": 0, "job_id": 0, "user": 125, "status": 0, "submitted": 105, "took": 115, "note": 0}
+    table = _Table(columns, width)
     for job in page.jobs:
-        who = (job.task_id, clean(job.job_id), clean(job.user))
-        table.add_row(*map(Text, who), status(job.status), local(job.created_at), _took(job), _note(job))
+        times = {"submitted": local(job.created_at), "took": _took(job)}
+        table.add(task_id=job.task_id, job_id=job.job_id, user=job.user, status=job.status, note=_note(job), **times)
     return table
 
 
-def batches_table(page: BatchList) -> Table:
-    table = _table("batch_id", "user", "status", "jobs", "submitted", "of them")
+def batches_table(page: BatchList, width: int) -> Table:
+    table = _Table({"batch_id": 0, "user": 115, "status": 0, "jobs": 0, "submitted": 100, "of which": 0}, width)
     for batch in page.batches:
-        who, jobs = (batch.batch_id, clean(batch.user)), str(batch.total_jobs)
-        states = ", ".join(f"{number} {state}" for state, number in batch.counts.items())
-        table.add_row(*map(Text, who), status(batch.status), jobs, local(batch.created_at), states)
+        states = ", ".join(f"{number} {state}" for state, number in sorted(batch.counts.items()))
+        more = {"jobs": str(batch.total_jobs), "submitted": local(batch.created_at), "of which": states}
+        table.add(batch_id=batch.batch_id, user=batch.user, status=batch.status, **more)
     return table
 
 
@@ -140,14 +145,23 @@ def _took(job: JobLine | JobRecord) -> str:
 def _note(job: JobLine) -> str:
     """Why it waits or has failed, or where it is."""
     if job.finished_at is not None:
-        return job.error_code or ""
+        return job.error_code if job.error_code and job.error_code != job.status else ""
     return job.reason or " on ".join(part for part in (job.stage, job.host) if part)
 
 
-def _table(first: str, *more: str) -> Table:
-    """The id, in the first column, is never cut: people copy it."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column(first, no_wrap=True, min_width=36)
-    for heading in more:
-        table.add_column(heading, no_wrap=True, overflow="ellipsis")
-    return table
+class _Table(Table):
+    """`columns`: name -> the narrowest terminal that has it. What people copy and look for is never cut."""
+
+    def __init__(self, columns: Mapping[str, int], width: int) -> None:
+        super().__init__(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        self._shown = [name for name, least in columns.items() if width >= least]
+        for name in self._shown:
+            self.add_column(name, no_wrap=name in WHOLE)
+
+    def add(self, **cells: str) -> None:
+        texts = {name: status(cell) if name == "status" else _cut(cell) for name, cell in cells.items()}
+        self.add_row(*(texts[name] for name in self._shown))
+
+
+def _cut(text: str) -> Text:
+    return Text(clean(text), no_wrap=True, overflow="ellipsis")

@@ -46,8 +46,8 @@ def submit(
         if as_json:
             print_json(answer, line=wait)
         else:
-            before = "before " if stored.again else ""
-            typer.echo(f"{answer.job_id} was {before}{answer.message}: task {answer.task_id}")
+            said = "stored before" if stored.again else answer.message
+            typer.echo(f"{answer.job_id}: {said}; task {answer.task_id}")
         if wait:
             raise typer.Exit(wait_for_job(app, answer.task_id, as_json=as_json))
     if not as_json:
@@ -92,8 +92,8 @@ def batch(
         if as_json:
             print_json(answer, line=wait)
         else:
-            before = "before " if stored.again else ""
-            typer.echo(f"{answer.total_jobs} jobs were {before}{answer.message}: batch {answer.batch_id}")
+            said = "stored before" if stored.again else answer.message
+            typer.echo(f"{answer.total_jobs} jobs: {said}; batch {answer.batch_id}")
         if wait:
             raise typer.Exit(wait_for_batch(app, answer.batch_id, as_json=as_json))
     if not as_json:

@@ -64,7 +64,7 @@ def test_a_submitted_job_is_stored_as_it_was_asked(ncr: Ncr, app: App) -> None:
     [job] = app.look.jobs(Filter()).jobs
     record = app.look.record(job.task_id)
     assert record.args == {"job_id": "4711", "username": "ann", "campaign": "spring", "row_id": 42}
-    assert answer.text.startswith("4711 was stored; no worker is up; the job waits for one: task ")
+    assert answer.text.startswith("4711: stored; no worker is up; the job waits for one; task ")
     assert job.task_id in answer.text
     assert f"ncr job {job.task_id} --watch" in answer.error
     assert app.look.events(job.task_id)[0].actor.startswith("cli:")
@@ -74,7 +74,7 @@ def test_the_same_key_stores_nothing_twice(ncr: Ncr, app: App) -> None:
     first = ncr("submit", "4711", *ANN, "--key", "order-1", "--json").document
     again = ncr("submit", "4711", *ANN, "--key", "order-1", "--json").document
     assert again == first
-    assert "4711 was before stored" in ncr("submit", "4711", *ANN, "--key", "order-1").text
+    assert "4711: stored before; task" in ncr("submit", "4711", *ANN, "--key", "order-1").text
     other = ncr("submit", "4712", *ANN, "--key", "order-1")
     assert (other.code, other.text) == (1, "")
     assert "used for another request" in other.error
@@ -251,6 +251,8 @@ def test_a_job_is_cancelled_and_retried(ncr: Ncr, app: App) -> None:
     assert (record["state"], record["round"]) == ("queued", 2)
     refused = ncr("retry", task)
     assert (refused.code, "only a job that failed" in refused.error) == (1, True)
+    by_own_id = ncr("cancel", "4711")
+    assert (by_own_id.code, task in by_own_id.error) == (1, True)
     start(app)
     assert "was asked to stop" in ncr("cancel", task).text
     assert app.look.record(task).state == State.CANCELLING

@@ -61,7 +61,7 @@ def orders(folder: Path, *job_ids: str) -> str:
 def test_a_delivery_is_waited_for(ncr: Ncr, world: World, deliveries: Deliveries) -> None:
     job_id = world.args.job_id
     with ncr.process("submit", job_id, *ANN, "--wait") as command:
-        assert command.line().startswith(f"{job_id} was stored")
+        assert command.line().startswith(f"{job_id}: stored")
         assert f"{job_id}  pending" in command.line()
         job = deliveries.run_next()
         answer = command.end()
@@ -122,7 +122,7 @@ def test_on_a_terminal_a_batch_has_a_bar_for_each_job(
             deliveries.run_next()
         seen = terminal.until("(ncr job ")
         assert terminal.end() == 3
-    assert "2 jobs were stored" in seen
+    assert "2 jobs: stored" in seen
     assert "━" in seen
     assert "partial after" in seen
     assert ": 1 completed, 1 failed" in seen

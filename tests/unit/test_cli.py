@@ -118,6 +118,17 @@ def test_without_tables_nothing_starts(command: str, capsys: pytest.CaptureFixtu
     assert "Run: ncr db upgrade" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "command", [("jobs",), ("retry", "x"), ("pause",), ("submit", "1", "--user", "a", "--campaign", "b")]
+)
+def test_in_a_process_of_its_own_too_a_command_says_what_is_missing(command: tuple[str, ...]) -> None:
+    """In this process another test may have imported what a command forgets, or imports in a circle."""
+    done = subprocess.run([sys.executable, "-m", "ncr_worker", *command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("ncr: DATABASE_URL: ")
+    assert "Run: ncr db upgrade" in done.stderr
+
+
 def test_a_database_that_is_away_is_told_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
