@@ -12,13 +12,15 @@ LAYERS := tests/unit/test_layers.py
 
 # Only the interpreter that made the virtualenv is used, and nothing outside the project is touched.
 export UV_PYTHON_DOWNLOADS := never
+# Where Python is told to write no bytecode, each of our processes would compile its libraries anew: seconds.
+export UV_COMPILE_BYTECODE := 1
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 # A company's own certificate authority is in the system's store, as pip and git expect it.
 export UV_SYSTEM_CERTS ?= 1
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast bench-delivery demo sandbox check format lock clean
+.PHONY: help setup test test-fast bench-delivery bench-submit demo sandbox check format lock clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
@@ -43,6 +45,9 @@ bench-delivery: setup ## Our deliveries beside the plain way and a shell pipelin
 	benchmarks/install-tools.sh
 	UV_PROJECT_ENVIRONMENT=$(VENV)/bench $(UV) sync --quiet --locked --only-group bench || echo "s5cmd is missing" >&2
 	PYTHONPATH=tests QUICK=$(QUICK) ROUNDS=$(ROUNDS) $(BIN)/python benchmarks/delivery.py $(VENV)/bench/bin
+
+bench-submit: setup ## How fast jobs are taken in, beside an API that calls Celery's delay (QUICK=1, ROUNDS=n, DB=postgresql)
+	PYTHONPATH=tests QUICK=$(QUICK) ROUNDS=$(ROUNDS) DB=$(DB) $(BIN)/python benchmarks/submit.py
 
 check: setup ## Formatting, lint, types, layers, shell scripts, Dockerfile, generated files
 	$(BIN)/ruff format --check

@@ -14,6 +14,7 @@ from typing import Any
 from ncr_worker import logs
 from ncr_worker.board import Board
 from ncr_worker.errors import Conflict, NotFound, Rejected
+from ncr_worker.group_commit import GroupCommit
 from ncr_worker.history import History
 from ncr_worker.idempotency import Once, Stored
 from ncr_worker.job import NewBatch, NewJob, State
@@ -50,6 +51,7 @@ class App:
         self.pauses = Pauses(self.database)
         self.admission = Admission(self.ledger, self.history, self.pauses, max_backlog=settings.max_backlog)
         self.connectors = Connectors(settings.model_copy(update={"db_patience": patience}))
+        self._single = GroupCommit(self.ledger)
         self._in_flight: set[str] = set()
 
     def close(self) -> None:
@@ -178,6 +180,10 @@ class App:
         verdict = self.admission.judge(pipeline.memory, len(many))
         message, at = f"stored; {verdict.reason}", time.time()
         jobs = [self._new(pipeline, args, batch) for args in many]
+        if batch is None and once is None:
+            if self._single.submit(jobs[0], actor=actor):
+                self.board.wake()
+            return Stored((jobs[0].id,), None, message, at)
         once = replace(once, message=message, answered_at=at) if once else None
         stored = self.ledger.intake.submit(jobs, batch, actor=actor, once=once)
         self.board.wake()

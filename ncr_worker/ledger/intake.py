@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from ncr_worker.errors import Cancelled, Conflict, NotFound
@@ -24,7 +24,7 @@ _OF_A_ROUND = (  # what a retry forgets; the audit trail keeps it
 )
 _GIVEN = tuple(name for name in NewJob.__dataclass_fields__ if name != "exclusive_key")
 _FRESH: dict[str, Any] = {"state": State.QUEUED.value, "reason": Reason.NEW.value, "attempt": 0, "round": 1}
-_FRESH |= {"reserved": 0, "passed": 0, "created_at": 0.0, "next_run_at": 0.0}  # the database's clock sets these times
+_FRESH |= {"reserved": 0, "passed": 0}
 CHUNK = 500  # rows in one statement: below every database's limit of parameters
 
 
@@ -148,9 +148,8 @@ def _refuse_held(connection: Connection, keys: Sequence[str], *, but: str = "") 
 
 
 def _insert(connection: Connection, jobs: Sequence[NewJob], actor: str) -> None:
-    connection.execute(insert(job), [_row(new) for new in jobs])
+    connection.execute(insert(job).values(created_at=now(), next_run_at=now()), [_row(new) for new in jobs])
     ids = [new.id for new in jobs]
-    connection.execute(update(job).where(job.c.id.in_(ids)).values(created_at=now(), next_run_at=now()))
     numbers = {
         row.id: row.number for row in connection.execute(select(job.c.id, job.c.number).where(job.c.id.in_(ids)))
     }
