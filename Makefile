@@ -58,16 +58,18 @@ check: setup ## Formatting, lint, types, layers, shell scripts, Dockerfile, gene
 	$(if $(DOCKERFILES),$(BIN)/hadolint $(DOCKERFILES))
 	@$(call requirements) | cmp -s - requirements.txt || { echo "requirements.txt is stale: make lock" >&2; exit 1; }
 	@$(call env_sample) | cmp -s - env_sample || { echo "env_sample is stale: make lock" >&2; exit 1; }
+	@$(call settings_table) | cmp -s - docs/settings.md || { echo "docs/settings.md is stale: make lock" >&2; exit 1; }
 
 format: setup ## Format, and mend what the linter can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-lock: | $(UV) ## Update uv.lock for pyproject.toml, and all that is generated: requirements.txt, env_sample
+lock: | $(UV) ## Update uv.lock for pyproject.toml, and all that is generated: requirements.txt, env_sample, docs/settings.md
 	$(UV) lock
 	$(MAKE) setup
 	$(call requirements) > requirements.txt
 	$(call env_sample) > env_sample
+	$(call settings_table) > docs/settings.md
 
 clean: ## Remove all that these targets made, .venv included
 	rm -rf $(VENV) .sandbox .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
@@ -75,6 +77,7 @@ clean: ## Remove all that these targets made, .venv included
 
 requirements = $(UV) export --quiet --locked --no-dev --no-emit-project --no-header
 env_sample = $(BIN)/python -c 'from ncr_worker.settings import env_sample; print(env_sample(), end="")'
+settings_table = $(BIN)/python -c 'from ncr_worker.settings import settings_table; print(settings_table(), end="")'
 
 $(STAMP): pyproject.toml uv.lock | $(UV)
 	$(UV) sync --quiet --locked --all-extras

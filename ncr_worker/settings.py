@@ -1,7 +1,7 @@
 """All settings. The only reader of the environment; built once by whoever starts the process.
 
 Precedence: constructor > environment > `NAME_FILE` (a file that holds the value, for secrets) > `.env` > default.
-`env_sample` is generated from this file: `ncr settings --sample`.
+`env_sample` and `docs/settings.md` are generated from this file: `make lock`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,15 @@ Words = Annotated[
 
 MASK = "**********"
 _CALLER = re.compile(r"([A-Za-z0-9._-]{1,50}):([!-~]+)")
+_ABOUT_SETTINGS = """\
+<!-- Generated from ncr_worker/settings.py by `make lock`. -->
+# Settings
+
+Of each name the first of these counts: the environment, the file that `NAME_FILE` names (for secrets), `.env` in the
+folder where the process starts, the default. Empty is as good as not set. `ncr settings` shows what holds here,
+`ncr settings --check` whether it is valid, `ncr doctor` whether it works. To copy: [env_sample](../env_sample).
+
+"""
 _PASSWORD_IN_URL = re.compile(r"""(://[^:/?#\s"'@]*:)[^\s/?#"']+@""")
 
 
@@ -309,10 +318,27 @@ def env_sample(settings: type[BaseSettings] = Settings) -> str:
     """The text of `env_sample`: every setting with what it means and its default, commented out."""
     lines = ["# Copy to .env and uncomment what differs. The environment wins over .env."]
     for name, field in settings.model_fields.items():
-        secret = field.annotation is SecretStr
-        default = field.default.get_secret_value() if secret else field.default
-        value = ",".join(default) if isinstance(default, tuple) else str(default)
         lines += ["", f"# {field.description}"]
-        lines += [f"# Secret: {name.upper()}_FILE may name a file that holds it."] if secret else []
-        lines += [f"#{name.upper()}={value}"]
+        lines += [f"# Secret: {name.upper()}_FILE may name a file that holds it."] if _is_secret(field) else []
+        lines += [f"#{name.upper()}={_default(field)}"]
     return "\n".join(lines) + "\n"
+
+
+def settings_table(settings: type[BaseSettings] = Settings) -> str:
+    """The text of `docs/settings.md`: every setting in a table."""
+    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    for name, field in settings.model_fields.items():
+        default = f"`{_default(field)}`" if _default(field) else ""
+        secret = " (secret)" if _is_secret(field) else ""
+        cells = (f"`{name.upper()}`{secret}", default, field.description or "")
+        lines.append("| {} |".format(" | ".join(cell.replace("|", "\\|") for cell in cells)))
+    return _ABOUT_SETTINGS + "\n".join(lines) + "\n"
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return field.annotation is SecretStr
+
+
+def _default(field: FieldInfo) -> str:
+    default = field.default.get_secret_value() if _is_secret(field) else field.default
+    return ",".join(default) if isinstance(default, tuple) else str(default)

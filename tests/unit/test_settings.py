@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
 from ncr_worker.errors import ConfigError
-from ncr_worker.settings import MASK, Settings, env_sample, load_settings, mask_passwords
+from ncr_worker.settings import MASK, Settings, env_sample, load_settings, mask_passwords, settings_table
 
 NAMES = {name.upper() for name in Settings.model_fields}
 PROJECT = Path(__file__).parents[2]
@@ -142,6 +143,16 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_env_sample_is_current() -> None:
     assert (PROJECT / "env_sample").read_text() == env_sample(), "run: make lock"
+
+
+def test_the_table_of_settings_is_current() -> None:
+    assert (PROJECT / "docs" / "settings.md").read_text() == settings_table(), "run: make lock"
+
+
+def test_the_table_of_settings_has_a_row_for_each() -> None:
+    rows = [line for line in settings_table().splitlines() if line.startswith("| `")]
+    assert {row.split("`")[1] for row in rows} == NAMES
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 4 for row in rows)
 
 
 def test_env_sample_names_every_setting_and_gives_its_default() -> None:
