@@ -37,7 +37,7 @@ app = typer.Typer(
 )
 for panel, modules in PANELS.items():
     for module in modules:
-        for command in module.commands.registered_commands:
+        for command in (*module.commands.registered_commands, *module.commands.registered_groups):
             command.rich_help_panel = panel
         app.add_typer(module.commands)
 app.add_typer(database.commands, name="db", rich_help_panel="Setup")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ncr_worker.cli.options import examples
+from ncr_worker.cli.session import hint
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,15 +20,22 @@ if TYPE_CHECKING:
     from ncr_worker.sandbox.launcher import Sandbox
 
 commands = typer.Typer()
+sandbox = typer.Typer(invoke_without_command=True)
+commands.add_typer(sandbox, name="sandbox")
 
 Folder = Annotated[Path, typer.Option(help="Where all its state lies; removed in the end")]
 DEFAULT_FOLDER = Path(".sandbox")
 SANDBOX_JOBS = 4
 
 
-@commands.command(epilog=examples("ncr sandbox", "then, in another shell: . .sandbox/env; ncr jobs"))
-def sandbox(folder: Folder = DEFAULT_FOLDER) -> None:
+@sandbox.callback(
+    subcommand_metavar="[put]",
+    epilog=examples("ncr sandbox", "then, in another shell: . .sandbox/env; ncr jobs", "ncr sandbox put chair --job 1"),
+)
+def start(context: typer.Context, folder: Folder = DEFAULT_FOLDER) -> None:
     """Start Redis, S3, SFTP, validator, API, worker, beat and Flower on free ports; Ctrl-C stops all of it."""
+    if context.invoked_subcommand is not None:
+        return
 
     def use(running: Sandbox, console: Console) -> None:
         from ncr_worker.sandbox import addresses, samples
@@ -38,6 +47,37 @@ def sandbox(folder: Folder = DEFAULT_FOLDER) -> None:
         running.watch()
 
     _in_sandbox(folder, use)
+
+
+@sandbox.command(
+    epilog=examples(
+        "ncr sandbox put chair --job 1",
+        "ncr sandbox put ~/models/chair --job 1 --sku CHAIR-1",
+        "then: . .sandbox/env; ncr plan 1; ncr submit 1 --user ann --campaign spring --wait",
+    )
+)
+def put(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", exists=True, file_okay=False, help="Files of your own")],
+    job: Annotated[str, typer.Option(help="Id for the job in the catalog")],
+    sku: Annotated[str | None, typer.Option(help="Product they belong to; default: the folder's name")] = None,
+    place: Annotated[Path, typer.Option("--sandbox", help="Folder of the running sandbox")] = DEFAULT_FOLDER,
+) -> None:
+    """Put files of your own into the bucket of a running sandbox, and their job into its catalog.
+
+    For a job that is there already, the catalog then says what this folder holds. Hidden files are left out.
+    """
+    with _installed():
+        from ncr_worker.sandbox.launcher import settings_of
+    from ncr_worker.cli.submit import checked
+    from ncr_worker.pipelines.deliver.model import PlanArgs
+    from ncr_worker.sandbox.upload import upload
+
+    checked(PlanArgs, job_id=job)
+    sku = sku or folder.resolve().name
+    done = upload(folder, job, sku, settings_of(place))
+    left_out = f"; the layout leaves {done.left_out} of them out" if done.left_out else ""
+    typer.echo(f"job {job}, sku {sku}: {done.files} files, {done.size:,} bytes{left_out}")
+    hint(f"see where they would go with: ncr plan {job}")
 
 
 @commands.command(epilog=examples("ncr demo", "ncr demo --jobs 8 --keep"))
@@ -72,13 +112,8 @@ def _in_sandbox(folder: Path, use: Callable[[Sandbox, Console], None]) -> int:
     """Call `use` with a running sandbox; the signal that ended it, or 0. Raises NcrError."""
     from rich.console import Console
 
-    from ncr_worker.errors import ConfigError
-
-    try:
+    with _installed():
         from ncr_worker.sandbox.launcher import Stopped, running
-    except ModuleNotFoundError as error:
-        remedy = "Install the servers too: pip install 'ncr-worker[sandbox]'"
-        raise ConfigError("sandbox", f"{error.name} is not installed", remedy) from error
     console = Console()
 
     def say(text: str) -> None:
@@ -93,3 +128,15 @@ def _in_sandbox(folder: Path, use: Callable[[Sandbox, Console], None]) -> int:
         say(f"{stopped}: all parts have ended, {folder} is removed")
         return stopped.number
     return 0
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
+    """Raises ConfigError when what is imported inside is not there."""
+    from ncr_worker.errors import ConfigError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        remedy = "Install the servers too: pip install 'ncr-worker[sandbox]'"
+        raise ConfigError("sandbox", f"{error.name} is not installed", remedy) from error

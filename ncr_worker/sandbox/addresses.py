@@ -47,6 +47,7 @@ def usage(sandbox: Sandbox, jobs: Sequence[SampleJob]) -> Text:
         ("Every ncr command uses this sandbox after", f". {shlex.quote(str(sandbox.env_file))}"),
         ("Deliver a job", f"curl -s {url}/process-job -H 'Content-Type: application/json' -d '{body}'"),
         ("See how it goes", f"curl -s {url}/job-status/TASK_ID"),
+        ("Make a job of files of your own", "ncr sandbox put FOLDER --job 1"),
         ("See what has arrived", f"find {shlex.quote(str(sandbox.sftp.root))} -type f"),
     ]
     text = Text()

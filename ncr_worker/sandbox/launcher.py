@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, Self
 
-from ncr_worker.errors import Conflict
+from ncr_worker.errors import ConfigError, Conflict
 from ncr_worker.history import History, Wanted
 from ncr_worker.ledger import schema
 from ncr_worker.ledger.hosts import Hosts
@@ -24,10 +24,12 @@ from ncr_worker.sandbox.s3 import S3
 from ncr_worker.sandbox.sftp import SFTP
 from ncr_worker.sandbox.validator import Validator
 from ncr_worker.sandbox.valkey import Valkey
+from ncr_worker.settings import Settings, load_settings
 from ncr_worker.sql import Database
 
 HOST = "sandbox"
 LOCK = "lock"
+ENV = "env"
 LEASE = 60.0
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -104,6 +106,17 @@ def running(folder: Path, say: Say) -> Iterator[Sandbox]:
             ignore_signals()
 
 
+def settings_of(folder: Path) -> Settings:
+    """The settings of the sandbox that runs in `folder`, whatever the environment says. Raises ConfigError."""
+    try:
+        words = shlex.split((folder / ENV).read_text())
+    except FileNotFoundError as error:
+        remedy = "Start one in another shell: ncr sandbox. If it has another folder, name that: --sandbox"
+        raise ConfigError("sandbox", f"none runs in {folder}", remedy) from error
+    pairs = (word.partition("=") for word in words if word != "export")
+    return load_settings(**{name.lower(): value for name, _, value in pairs})
+
+
 class Sandbox:
     """While entered, everything runs. Raises ServerFailed, naming the part and with the end of its log."""
 
@@ -116,7 +129,7 @@ class Sandbox:
         self.validator = Validator(self.folder / "validator")
         self.servers: Sequence[ServerProcess] = (self.valkey, self.s3, self.sftp, self.validator)
         self.work_folder = self.folder / "work"
-        self.env_file = self.folder / "env"
+        self.env_file = self.folder / ENV
         self.database_url = f"sqlite:///{self.folder / 'ncr.sqlite3'}"
         self.database = Database(self.database_url)
         settings = self._settings()
