@@ -17,7 +17,12 @@ from ncr_worker.worker.recycling import LEAVE, POOL_LIMIT, STAY, Recycling
 def in_child() -> Iterator[Callable[[Callable[[], object]], int]]:
     """`in_child(work)`: the exit status of a fork that did this work; the pool's question is asked there alone."""
     children = Children()
-    yield lambda work: children.wait(children.start(work))
+
+    def settled(work: Callable[[], object]) -> None:
+        Recycling(0).retained()  # what the tests before left to be collected must not look like memory given back
+        work()
+
+    yield lambda work: children.wait(children.start(lambda: settled(work)))
     children.close()
 
 
