@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from ncr_worker.errors import ConfigError, Rejected, StageError, Transient
 from ncr_worker.outage import Gate
 from ncr_worker.settings import Settings
+from ncr_worker.sql import storable
 from ncr_worker.stores import Progress, unwatched
 
 PASSING = ("Valid", "Warning")
@@ -183,9 +184,10 @@ def _refusal(answer: httpx2.Response, body: bytes) -> StageError | ConfigError:
 
 def _verdict(body: bytes) -> Verdict:
     try:
-        answer = json.loads(body)
+        # Half a character or NaN, which Python takes for JSON, is not what a receipt can hold.
+        answer = json.loads(storable(json.dumps(json.loads(body), ensure_ascii=False, allow_nan=False)))
         result = answer["data"][0]["result"]
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         shown = body[:200].decode(errors="replace")
         raise Transient(f"validator: not an answer: {shown!r}", code="validator_garbage") from error
     if not isinstance(result, str):

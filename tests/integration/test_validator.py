@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -99,6 +100,15 @@ def test_the_request_is_as_agreed(listener: socket.socket, zip_file: Path) -> No
     assert sum(told) == 3_000_000
 
 
+@pytest.mark.parametrize("place", ["result", "reasons"])
+def test_half_a_character_in_an_answer_does_no_harm(listener: socket.socket, zip_file: Path, place: str) -> None:
+    answer = {"data": [{"result": "Invalid", "reasons": "oak"} | {place: "\ud800 \0 oak", "\udfff": 1}]}
+    verdict = ask(listener, zip_file, saying(json.dumps(answer)))
+    assert not verdict.passed
+    assert verdict.answer == {"data": [{"result": "Invalid", "reasons": "oak"} | {place: "? \0 oak", "?": 1}]}
+    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
+
+
 @pytest.mark.parametrize(
     ("answer", "kind", "code", "retry_in"),
     [
@@ -111,6 +121,9 @@ def test_the_request_is_as_agreed(listener: socket.socket, zip_file: Path) -> No
         (saying('{"data": []}'), Transient, "validator_garbage", None),
         (saying('{"data": [{"result": null}]}'), Transient, "validator_garbage", None),
         (saying("[]"), Transient, "validator_garbage", None),
+        (saying('{"data": [{"result": "Valid", "score": NaN}]}'), Transient, "validator_garbage", None),
+        (saying('{"data": [{"result": "Valid", "score": 1e999}]}'), Transient, "validator_garbage", None),
+        (saying("[" * 100_000), Transient, "validator_garbage", None),
         (saying("x" * 5_000_000), Transient, "validator_garbage", None),
         (lambda connection: connection.close(), Transient, "validator_unavailable", None),
         (saying('{"data"', headers="Content-Length: 99\r\n"), Transient, "validator_unavailable", None),
