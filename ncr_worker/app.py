@@ -11,16 +11,20 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from pydantic import ValidationError
+
 from ncr_worker import logs
+from ncr_worker.batches import Batches, Retried
 from ncr_worker.board import Board
 from ncr_worker.errors import Conflict, NotFound, Rejected
 from ncr_worker.group_commit import GroupCommit
 from ncr_worker.history import History
-from ncr_worker.idempotency import Once, Stored
-from ncr_worker.job import NewBatch, NewJob, State
+from ncr_worker.job import Job, NewBatch, NewJob, State
 from ncr_worker.ledger import Ledger
+from ncr_worker.ledger.idempotency import Once, Stored
+from ncr_worker.ledger.intake import Again
+from ncr_worker.ledger.pauses import Pauses, Scope
 from ncr_worker.memory.admission import Admission
-from ncr_worker.pauses import Pauses, Scope
 from ncr_worker.pipeline import Args, Pipeline
 from ncr_worker.pipelines import load_pipelines
 from ncr_worker.pipelines.deliver.model import DeliverArgs
@@ -52,6 +56,7 @@ class App:
         self.admission = Admission(self.ledger, self.history, self.pauses, max_backlog=settings.max_backlog)
         self.connectors = Connectors(settings.model_copy(update={"db_patience": patience}))
         self._single = GroupCommit(self.ledger)
+        self._batches = Batches(self.ledger)
         self._in_flight: set[str] = set()
 
     def close(self) -> None:
@@ -109,31 +114,24 @@ class App:
     def cancel_batch(self, batch_id: str, *, actor: str) -> list[str]:
         """Ask all jobs of a batch that have not ended to stop; which. Raises NotFound."""
         batch = self.history.batch(batch_id)
-        return [
-            line.id for line in self.history.lines_of(batch.id) if not line.terminal and self._stops(line.id, actor)
-        ]
+        unfinished = [line.id for line in self.history.lines_of(batch.id) if not line.terminal]
+        stopped = self._batches.cancel(unfinished, actor=actor)
+        self.board.wake()
+        return stopped
 
     def retry(self, job_id: str, *, actor: str) -> None:
         """A new round for a job that failed or was cancelled. Raises NotFound, Conflict."""
-        job = self.ledger.reads.job(job_id)
-        pipeline = self.pipeline(job.kind)
-        key = pipeline.exclusive(pipeline.args.model_validate(job.args))
-        self.ledger.intake.retry(job_id, need=pipeline.memory, exclusive_key=key, actor=actor)
+        again = self._again(self.ledger.reads.job(job_id))
+        self.ledger.intake.retry(job_id, again, actor=actor)
         self.board.wake()
 
-    def retry_batch(self, batch_id: str, *, actor: str) -> tuple[list[str], dict[str, str]]:
-        """A new round for the failed jobs of a batch: which, and job id -> why not. Raises NotFound."""
+    def retry_batch(self, batch_id: str, *, actor: str) -> Retried:
+        """A new round for the failed jobs of a batch, as far as they can have one. Raises NotFound."""
         batch = self.history.batch(batch_id)
-        retried: list[str] = []
-        refused: dict[str, str] = {}
-        for line in self.history.lines_of(batch.id):
-            if line.state is State.FAILED:
-                try:
-                    self.retry(line.id, actor=actor)
-                    retried.append(line.id)
-                except Conflict as error:
-                    refused[line.id] = str(error)
-        return retried, refused
+        failed = [line.id for line in self.history.lines_of(batch.id) if line.state is State.FAILED]
+        retried = self._batches.retry(failed, self._again, actor=actor)
+        self.board.wake()
+        return retried
 
     def pause(self, scope: Scope, *, actor: str, note: str = "") -> None:
         """Refuse new jobs (INTAKE), or start no more of them (WORK)."""
@@ -189,12 +187,15 @@ class App:
         self.board.wake()
         return stored if stored.again else replace(stored, message=message, answered_at=at)
 
-    def _stops(self, job_id: str, actor: str) -> bool:
+    def _again(self, job: Job) -> Again:
+        """Raises NotFound, Conflict: the job is of a kind, or has arguments, that this version does not know."""
+        pipeline = self.pipeline(job.kind)
         try:
-            self.cancel(job_id, actor=actor)
-        except Conflict:  # it has ended meanwhile
-            return False
-        return True
+            args = pipeline.args.model_validate(job.args)
+        except ValidationError as error:
+            text = f"the arguments of job {job.id} do not fit {job.kind} any more; submit it anew"
+            raise Conflict(text, code="not_retryable") from error
+        return Again(pipeline.memory, pipeline.exclusive(args))
 
     def _new(self, pipeline: Pipeline[Any], args: Args, batch: NewBatch | None) -> NewJob:
         return NewJob(

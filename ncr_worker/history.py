@@ -105,9 +105,9 @@ class History:
         query = select(*_LINE).where(*where).order_by(job.c.number.desc()).limit(limit)
         return self._lines(query)
 
-    def lines_of(self, batch_id: str, *, limit: int = 100_000) -> list[Line]:
+    def lines_of(self, batch_id: str) -> list[Line]:
         """The jobs of a batch, in the order in which they were submitted."""
-        return self._lines(select(*_LINE).where(job.c.batch_id == batch_id).order_by(job.c.number).limit(limit))
+        return self._lines(select(*_LINE).where(job.c.batch_id == batch_id).order_by(job.c.number))
 
     def active(self, *, limit: int = 1000) -> list[Job]:
         """Jobs that are on a host now, the oldest first."""

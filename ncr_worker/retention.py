@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, Delete, and_, case, delete, exists, func, select
 
-from ncr_worker.idempotency import once
 from ncr_worker.job import TERMINAL, State
+from ncr_worker.ledger.idempotency import once
 from ncr_worker.ledger.tables import batch, checkpoint, event, job
 from ncr_worker.settings import Settings
 from ncr_worker.sql import Database, now

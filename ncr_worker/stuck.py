@@ -9,8 +9,8 @@ from sqlalchemy import ColumnElement, FromClause, Label, func, or_, select
 from ncr_worker.job import OUT, State
 from ncr_worker.ledger import Host
 from ncr_worker.ledger.hosts import Hosts
+from ncr_worker.ledger.pauses import Pause, Pauses
 from ncr_worker.ledger.tables import host, job
-from ncr_worker.pauses import Pause, Pauses
 from ncr_worker.settings import Settings
 from ncr_worker.sql import Database, now
 

@@ -40,5 +40,5 @@ def cancel_batch(batch_id: BatchId, app: TheApp, caller: Caller) -> BatchCancell
 )
 def retry_batch(batch_id: BatchId, app: TheApp, caller: Caller) -> BatchRetried:
     """Only those that failed. The answer says which have a new round, and of the others why not."""
-    retried, refused = app.retry_batch(batch_id, actor=caller)
-    return BatchRetried(batch_id=batch_id, retried=retried, refused=refused)
+    found = app.retry_batch(batch_id, actor=caller)
+    return BatchRetried(batch_id=batch_id, retried=found.job_ids, refused=found.refused)

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 
 from ncr_worker.api.dependencies import BatchId, Caller, Id, IdempotencyKey, TheApp
 from ncr_worker.api.problems import documented
-from ncr_worker.idempotency import Stored
+from ncr_worker.ledger.idempotency import Stored
 from ncr_worker.pipelines.deliver.model import DeliverArgs, PlanArgs
 from ncr_worker.pipelines.deliver.preview import Preview
 from ncr_worker.views.answers import Accepted, AcceptedBatch, accepted, accepted_batch
@@ -22,7 +22,12 @@ router = APIRouter(tags=["delivery"])
 
 _JOB = {"job_id": "4711", "username": "ann", "campaign": "spring"}
 OneJob = Annotated[DeliverArgs, Body(examples=[_JOB, {**_JOB, "row_id": 42}])]
-ManyJobs = Annotated[list[DeliverArgs], Body(min_length=1, examples=[[_JOB, {**_JOB, "job_id": "4712"}]])]
+MOST = 100_000
+"""Entries of a batch that are looked at, whatever MAX_BATCH_JOBS is: telling what is wrong with millions would take
+gigabytes."""
+ManyJobs = Annotated[
+    list[DeliverArgs], Body(min_length=1, max_length=MOST, examples=[[_JOB, {**_JOB, "job_id": "4712"}]])
+]
 
 _HEADERS = {
     "Location": {"description": "Where to ask how it is doing", "schema": {"type": "string"}},

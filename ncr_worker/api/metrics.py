@@ -32,8 +32,8 @@ from ncr_worker.api.problems import documented
 from ncr_worker.app import App
 from ncr_worker.errors import Busy, NeverFits
 from ncr_worker.job import State
+from ncr_worker.ledger.pauses import Scope
 from ncr_worker.metrics import Reports
-from ncr_worker.pauses import Scope
 from ncr_worker.sql import DatabaseAway
 
 FRESH = 2.0

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from ncr_worker.pauses import Scope
+from ncr_worker.ledger.pauses import Scope
 from ncr_worker.views.models import HOST, TASK, TIME, JobStatus, example
 from ncr_worker.worker.inspection import RunningTask, WorkerStats
 
@@ -200,7 +200,7 @@ class CeleryStats(BaseModel):
 
     model_config = example(
         broker="connected",
-        active={f"ncr@{HOST}": [{"task_id": TASK, "kind": "deliver", "pid": 4330, "started_at": 1763803800.1}]},
+        active={f"ncr@{HOST}": [{"task_id": TASK, "kind": "deliver", "pid": 4330, "started_at": TIME}]},
         reserved={f"ncr@{HOST}": []},
         stats={
             f"ncr@{HOST}": {

@@ -11,7 +11,7 @@ from ncr_worker.cli.session import actor, hint, latest, opened, print_json
 
 if TYPE_CHECKING:
     from ncr_worker.app import App
-    from ncr_worker.pauses import Scope
+    from ncr_worker.ledger.pauses import Scope
 
 commands = typer.Typer()
 
@@ -36,14 +36,14 @@ def retry(task: TaskId = None, batch: BatchId = None, as_json: AsJson = False) -
             app.retry(job, actor=actor())
             _tell(app, job, "will run again", as_json)
             return
-        retried, refused = app.retry_batch(batch or "", actor=actor())
+        found = app.retry_batch(batch or "", actor=actor())
     if as_json:
-        print_json(BatchRetried(batch_id=batch or "", retried=retried, refused=refused))
+        print_json(BatchRetried(batch_id=batch or "", retried=found.job_ids, refused=found.refused))
     else:
-        typer.echo(f"{len(retried)} failed jobs of batch {batch} will run again")
-    for job, why in refused.items():
+        typer.echo(f"{len(found.job_ids)} failed jobs of batch {batch} will run again")
+    for job, why in found.refused.items():
         hint(f"ncr: {job}: {why}")
-    if refused:
+    if found.refused:
         raise typer.Exit(1)
 
 
@@ -114,7 +114,7 @@ def _one(app: App, task: str | None, batch: str | None) -> str | None:
 
 
 def _scope(work: bool) -> Scope:
-    from ncr_worker.pauses import Scope
+    from ncr_worker.ledger.pauses import Scope
 
     return Scope.WORK if work else Scope.INTAKE
 

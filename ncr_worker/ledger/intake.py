@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from ncr_worker.errors import Cancelled, Conflict, NotFound
-from ncr_worker.idempotency import Once, Stored, find, keep
 from ncr_worker.job import TERMINAL, NewBatch, NewJob, Reason, State, sources
+from ncr_worker.ledger.idempotency import Once, Stored, find, keep
 from ncr_worker.ledger.tables import batch, hold, job
 from ncr_worker.ledger.transition import ON_REQUEST, move, remark, wind_up
 from ncr_worker.sql import Database, now
@@ -26,6 +26,14 @@ _GIVEN = tuple(name for name in NewJob.__dataclass_fields__ if name != "exclusiv
 _FRESH: dict[str, Any] = {"state": State.QUEUED.value, "reason": Reason.NEW.value, "attempt": 0, "round": 1}
 _FRESH |= {"reserved": 0, "passed": 0}
 CHUNK = 500  # rows in one statement: below every database's limit of parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """How a job begins anew: the bytes that it needs, the exclusive key that it takes."""
+
+    need: int
+    exclusive_key: str | None
 
 
 class Intake:
@@ -64,53 +72,24 @@ class Intake:
                 _insert(connection, jobs[start : start + CHUNK], actor)
             return stored
 
-        return self._settle(work)
+        return self.settle(work)
 
     def stored(self, key: str, fingerprint: str) -> Stored | None:
         """What was stored under a client's key. Raises Rejected when it was something else."""
         return self.database.read(lambda connection: find(connection, key, fingerprint))
 
     def cancel(self, job_id: str, *, actor: str) -> State:
-        """Ask a job to stop; its state afterwards.
+        """Ask a job to stop; its state afterwards. Raises NotFound; Conflict when it has ended already."""
+        return self.database.transact(lambda connection: cancel(connection, job_id, actor=actor))
 
-        A running job ends when it hears of it, a waiting one at once, or after the clean-up of what it has left
-        outside. Raises NotFound; Conflict when it has ended already.
-        """
-
-        def work(connection: Connection) -> State:
-            row = _locked(connection, job_id)
-            if row.state in TERMINAL:
-                raise Conflict(f"job {job_id} has already ended: {row.state}", code="already_ended")
-            if row.state == State.CANCELLING or (row.state != State.RUNNING and row.attempt >= row.max_attempts):
-                return State(row.state)  # its end is decided
-            if move(connection, row.number, State.CANCELLING, actor=actor):
-                return State.CANCELLING
-            source = State(row.state)
-            return wind_up(connection, row.number, source, actor=actor, code=Cancelled.code, text=ON_REQUEST) or source
-
-        return self.database.transact(work)
-
-    def retry(self, job_id: str, *, need: int, exclusive_key: str | None, actor: str) -> None:
+    def retry(self, job_id: str, again: Again, *, actor: str) -> None:
         """A new round for a job that ended without success, from its first stage, with all its attempts.
 
         Raises NotFound; Conflict when it has not ended so, or another job holds its exclusive key.
         """
+        self.settle(lambda connection: retry(connection, job_id, again, actor=actor))
 
-        def work(connection: Connection) -> None:
-            row = _locked(connection, job_id)
-            if row.state not in sources(State.QUEUED) & TERMINAL:
-                text = f"job {job_id} is {row.state}; only a job that failed or was cancelled can be retried"
-                raise Conflict(text, code="not_retryable")
-            fresh = dict.fromkeys(_OF_A_ROUND) | {"round": job.c.round + 1, "attempt": 0, "passed": 0, "need": need}
-            fresh |= {"reason": Reason.NEW.value, "next_run_at": now()}
-            move(connection, row.number, State.QUEUED, actor=actor, note="retry", only_from=State(row.state), **fresh)
-            if exclusive_key:
-                _refuse_held(connection, [exclusive_key])
-                connection.execute(insert(hold).values(key=exclusive_key, job_number=row.number))
-
-        self._settle(work)
-
-    def _settle(self, work: Callable[[Connection], T]) -> T:
+    def settle(self, work: Callable[[Connection], T]) -> T:
         """Once more when between our look and our insert somebody took a key, or stored these very jobs."""
         try:
             return self.database.transact(work)
@@ -121,6 +100,37 @@ class Intake:
         """Tokens of this host's jobs that were asked to stop."""
         query = select(job.c.token).where(job.c.host == host_id, job.c.state == State.CANCELLING)
         return set(self.database.read(lambda connection: connection.execute(query).scalars().all()))
+
+
+def cancel(connection: Connection, job_id: str, *, actor: str) -> State:
+    """A running job ends when it hears of it, a waiting one at once, or after cleaning up what it has left outside.
+
+    Its state now. Raises as `Intake.cancel`, before anything is written.
+    """
+    row = _locked(connection, job_id)
+    source = State(row.state)
+    if source in TERMINAL:
+        raise Conflict(f"job {job_id} has already ended: {source}", code="already_ended")
+    if source is State.CANCELLING or (source is not State.RUNNING and row.attempt >= row.max_attempts):
+        return source  # its end is decided
+    if move(connection, row.number, State.CANCELLING, actor=actor):
+        return State.CANCELLING
+    return wind_up(connection, row.number, source, actor=actor, code=Cancelled.code, text=ON_REQUEST) or source
+
+
+def retry(connection: Connection, job_id: str, again: Again, *, actor: str) -> None:
+    """Raises as `Intake.retry`, before anything is written."""
+    row = _locked(connection, job_id)
+    source, key = State(row.state), again.exclusive_key
+    if source not in sources(State.QUEUED) & TERMINAL:
+        text = f"job {job_id} is {source}; only a job that failed or was cancelled can be retried"
+        raise Conflict(text, code="not_retryable")
+    if key:
+        _refuse_held(connection, [key])
+        connection.execute(insert(hold).values(key=key, job_number=row.number))
+    fresh = dict.fromkeys(_OF_A_ROUND) | {"round": job.c.round + 1, "attempt": 0, "passed": 0, "need": again.need}
+    fresh |= {"reason": Reason.NEW.value, "next_run_at": now()}
+    move(connection, row.number, State.QUEUED, actor=actor, note="retry", only_from=source, **fresh)
 
 
 def _locked(connection: Connection, job_id: str) -> Any:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection, RowMapping, Select, and_, func, or_, select, update
 
 from ncr_worker.job import OUT, Reason, State
+from ncr_worker.ledger.pauses import work_is_paused
 from ncr_worker.ledger.tables import batch, host, job
 from ncr_worker.ledger.transition import move, wind_up
-from ncr_worker.pauses import work_is_paused
 from ncr_worker.sql import Database, now
 
 WINDOW = 100  # candidates looked at in one query

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ncr_worker.errors import Busy, NeverFits
 from ncr_worker.history import History
 from ncr_worker.ledger import Host, Ledger
-from ncr_worker.pauses import Pause, Pauses, Scope
+from ncr_worker.ledger.pauses import Pause, Pauses, Scope
 
 FRESH = 0.5
 """Seconds for which what was read of the ledger serves further submits: it would cost more than the submit."""

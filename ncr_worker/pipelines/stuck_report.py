@@ -10,7 +10,7 @@ import logging
 from pydantic import BaseModel, ConfigDict
 
 from ncr_worker.job import Reason
-from ncr_worker.pauses import Scope
+from ncr_worker.ledger.pauses import Scope
 from ncr_worker.pipeline import MIB, Args, Parcel, Pipeline, Run, stage
 from ncr_worker.stuck import Scene, Stuck, watch
 from ncr_worker.views.job import FOR_MEMORY, WAITS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
@@ -12,14 +12,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from ncr_worker.board import Board
 from ncr_worker.errors import ConfigError
 from ncr_worker.ledger import Ledger, schema
-from ncr_worker.pauses import Pause, Scope
+from ncr_worker.ledger.idempotency import Stored
+from ncr_worker.ledger.pauses import Pause, Scope
 from ncr_worker.pipeline import Args
 from ncr_worker.sql import DatabaseAway
 from ncr_worker.views.job import moment
 from ncr_worker.views.models import BATCH, TASK, TIME, example
-
-if TYPE_CHECKING:
-    from ncr_worker.idempotency import Stored
 
 PENDING = "pending"
 

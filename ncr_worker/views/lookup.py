@@ -12,7 +12,7 @@ from ncr_worker.errors import NotFound, Rejected
 from ncr_worker.history import History, Wanted
 from ncr_worker.job import OUT, Job, Reason, State
 from ncr_worker.ledger import Ledger
-from ncr_worker.pauses import Pauses, Scope
+from ncr_worker.ledger.pauses import Pauses, Scope
 from ncr_worker.pipeline import Pipeline
 from ncr_worker.views.batch import batch_line, batch_status
 from ncr_worker.views.job import Wait, job_event, job_line, job_receipt, job_record, job_status, shapes

@@ -26,11 +26,12 @@ from ledgers import (
 
 from ncr_worker.errors import Busy, Conflict, NotFound, Rejected
 from ncr_worker.history import History
-from ncr_worker.idempotency import Once, Stored
 from ncr_worker.job import Job, NewBatch, NewJob, Reason, State
 from ncr_worker.ledger import Ledger
+from ncr_worker.ledger.idempotency import Once, Stored
+from ncr_worker.ledger.intake import Again
+from ncr_worker.ledger.pauses import Pause, Pauses, Scope
 from ncr_worker.memory.admission import Admission
-from ncr_worker.pauses import Pause, Pauses, Scope
 from ncr_worker.pipeline import MIB
 from ncr_worker.sql import Database
 
@@ -151,7 +152,7 @@ def test_a_retry_is_a_new_round_with_nothing_of_the_old_one(ledger: Ledger, end:
     first = start(ledger, need=10 * MIB, exclusive_key="target", max_attempts=2)
     ledger.work.enter(first, "upload")
     ledger.work.finish(first, end, error_code="sftp_cut", error="cut", result={"verdict": None}, peak=7)
-    ledger.intake.retry(first.id, need=30 * MIB, exclusive_key="target", actor="ann")
+    ledger.intake.retry(first.id, Again(30 * MIB, "target"), actor="ann")
     job = ledger.reads.job(first.id)
     assert (job.state, job.reason, job.round, job.attempt, job.need) == (State.QUEUED, Reason.NEW, 2, 0, 30 * MIB)
     assert waits(ledger, job.id) < 5
@@ -171,12 +172,12 @@ def test_only_what_ended_without_success_can_be_retried(ledger: Ledger) -> None:
     job = start(ledger)
     for state in (State.RUNNING, State.SUCCEEDED):
         with pytest.raises(Conflict, match=f"is {state}") as conflict:
-            ledger.intake.retry(job.id, need=1, exclusive_key=None, actor="ann")
+            ledger.intake.retry(job.id, Again(1, None), actor="ann")
         assert conflict.value.code == "not_retryable"
         if state is State.RUNNING:
             ledger.work.finish(job, State.SUCCEEDED)
     with pytest.raises(NotFound):
-        ledger.intake.retry("nobody", need=1, exclusive_key=None, actor="ann")
+        ledger.intake.retry("nobody", Again(1, None), actor="ann")
 
 
 def test_a_retry_must_not_take_the_key_of_another_job(ledger: Ledger) -> None:
@@ -185,7 +186,7 @@ def test_a_retry_must_not_take_the_key_of_another_job(ledger: Ledger) -> None:
     holder = submit(ledger, exclusive_key="target")
     before = ledger.reads.job(failed.id)
     with pytest.raises(Conflict, match=holder) as conflict:
-        ledger.intake.retry(failed.id, need=1, exclusive_key="target", actor="ann")
+        ledger.intake.retry(failed.id, Again(1, "target"), actor="ann")
     assert conflict.value.code == "already_active"
     assert ledger.reads.job(failed.id) == before, "all or nothing"
 
@@ -196,7 +197,7 @@ def test_of_many_retries_at_once_one_is_the_new_round(ledger: Ledger) -> None:
 
     def one(_index: int) -> str:
         try:
-            ledger.intake.retry(job.id, need=1, exclusive_key="target", actor="ann")
+            ledger.intake.retry(job.id, Again(1, "target"), actor="ann")
         except Conflict as conflict:
             return conflict.code
         return "retried"

@@ -22,11 +22,12 @@ from ledgers import (
 from sqlalchemy import Table, func, select, update
 
 from ncr_worker.history import History, Wanted
-from ncr_worker.idempotency import Once, once
 from ncr_worker.job import NewBatch, Reason, State
 from ncr_worker.ledger import Ledger
+from ncr_worker.ledger.idempotency import Once, once
+from ncr_worker.ledger.intake import Again
+from ncr_worker.ledger.pauses import Pauses, Scope
 from ncr_worker.ledger.tables import batch, checkpoint, event, host, job
-from ncr_worker.pauses import Pauses, Scope
 from ncr_worker.pipeline import MIB
 from ncr_worker.retention import CHUNK, DAY, HOUR, Retention, Terms
 from ncr_worker.sql import Database
@@ -101,7 +102,7 @@ def test_jobs_go_when_they_ended_long_ago_and_those_with_a_receipt_much_later(
 def test_a_job_that_has_not_ended_stays_however_old_it_is(ledger: Ledger, retention: Retention) -> None:
     running = start(ledger)
     retried = ended(ledger, days=100)
-    ledger.intake.retry(retried, need=1, exclusive_key=None, actor="ann")
+    ledger.intake.retry(retried, Again(1, None), actor="ann")
     waiting = submit(ledger)
     for job_id in (running.id, retried, waiting):
         alter(ledger, job_id, created_at=0.0, next_run_at=0.0)
@@ -145,7 +146,7 @@ def test_a_job_that_is_retried_meanwhile_stays(
     def found_then_retried(terms: Terms, after: int) -> object:
         numbers = find(terms, after)
         if numbers:
-            ledger.intake.retry(rescued, need=1, exclusive_key=None, actor="ann")
+            ledger.intake.retry(rescued, Again(1, None), actor="ann")
         return numbers
 
     monkeypatch.setattr(retention, "_old_jobs", found_then_retried)

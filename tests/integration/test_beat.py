@@ -20,7 +20,7 @@ from ncr_worker.errors import Busy, ConfigError
 from ncr_worker.history import Line, Wanted
 from ncr_worker.job import State
 from ncr_worker.ledger import Offer
-from ncr_worker.pauses import Scope
+from ncr_worker.ledger.pauses import Scope
 from ncr_worker.pipeline import GIB
 from ncr_worker.pipelines.deliver.model import DeliverArgs
 from ncr_worker.sandbox.process import ServerProcess, free_port

@@ -19,8 +19,8 @@ from test_processes import Ncr
 
 from ncr_worker.api import metrics
 from ncr_worker.app import App
+from ncr_worker.ledger.pauses import Scope
 from ncr_worker.metrics import Reports
-from ncr_worker.pauses import Scope
 from ncr_worker.sandbox.process import free_port, http_ok
 from ncr_worker.sandbox.valkey import Valkey
 from ncr_worker.settings import Settings

@@ -8,7 +8,7 @@ import pytest
 
 from ncr_worker.job import Reason, State
 from ncr_worker.ledger import Host, HostFigures
-from ncr_worker.pauses import Pause, Scope
+from ncr_worker.ledger.pauses import Pause, Scope
 from ncr_worker.pipeline import MIB
 from ncr_worker.pipelines.stuck_report import findings
 from ncr_worker.stuck import Scene, Stuck
