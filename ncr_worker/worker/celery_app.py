@@ -24,9 +24,10 @@ from ncr_worker.memory.slots import Slots
 from ncr_worker.metrics import CountedWork, Metrics
 from ncr_worker.runner import Runner
 from ncr_worker.settings import Settings, load_settings
-from ncr_worker.worker import recycling
+from ncr_worker.worker import recycling, results
 from ncr_worker.worker.bootstep import FeederStep
 from ncr_worker.worker.inspection import queue_name
+from ncr_worker.worker.results import Results
 
 PR_SET_PDEATHSIG = 1
 
@@ -34,10 +35,11 @@ PR_SET_PDEATHSIG = 1
 class Child:
     """What one pool process needs to run jobs; built in that process, at its first job."""
 
-    def __init__(self, settings: Settings, slots: Slots, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, slots: Slots, metrics: Metrics, celery: Celery) -> None:
         app = App(settings, patience=settings.db_patience)
         app.ledger.work = CountedWork(app.database, metrics)
         self.runner = Runner(settings, app.ledger, app.board, app.pipelines, slots)
+        self.results = Results(app, celery) if settings.celery_result_backend else None
         self.recycling = recycling.Recycling(settings.celery_worker_max_memory_per_child * 1024)
         self.pid = os.getpid()
 
@@ -54,7 +56,7 @@ class WorkerApp(Celery):
     @property
     def child(self) -> Child:
         if self._child is None or self._child.pid != os.getpid():
-            self._child = Child(self.settings, self.slots, self.metrics)
+            self._child = Child(self.settings, self.slots, self.metrics, self)
         return self._child
 
     @property
@@ -98,6 +100,8 @@ def _add_task(app: WorkerApp, kind: str, most: int | None) -> None:
     @app.task(name=kind, shared=False)  # another app of this process has its own
     def run(job_id: str, token: int, slot: int) -> None:
         app.child.runner.run(kind, job_id, token, slot)
+        if app.child.results is not None:
+            app.child.results.tell(job_id)
         app.child.recycling.after(kind, most)
 
 
@@ -116,7 +120,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "task_default_exchange": "",
         "task_default_routing_key": name,
         "task_acks_late": False,
-        "task_ignore_result": not settings.celery_result_backend,
+        **results.SETTINGS,
         "task_serializer": "json",
         "accept_content": ["json"],
         "worker_concurrency": settings.celery_worker_concurrency,

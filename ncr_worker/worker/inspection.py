@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from celery import Celery
@@ -16,12 +17,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RunningTask:
-    """A message that a worker has: running, or about to be. `started_at`: epoch seconds, by its host's clock."""
+    """A message that a worker has: running, or about to be. `started_at`: by its host's clock."""
 
     task_id: str
     kind: str
     pid: int | None
-    started_at: float | None
+    started_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,9 @@ def _depth(connection: Connection, host: str) -> int:
 
 
 def _task(answer: Mapping[str, Any]) -> RunningTask:
-    return RunningTask(answer["id"], answer["name"], answer.get("worker_pid"), answer.get("time_start"))
+    begun = answer.get("time_start")
+    started_at = None if begun is None else datetime.fromtimestamp(begun, UTC)
+    return RunningTask(answer["id"], answer["name"], answer.get("worker_pid"), started_at)
 
 
 def _stats(answer: Mapping[str, Any]) -> WorkerStats:
