@@ -121,8 +121,9 @@ class Lookup:
     def batch(self, batch_id: str) -> BatchStatus:
         batch = self.history.batch(batch_id)
         lines = self.history.lines_of(batch.id)
+        known = {kind: self._pipeline(kind) for kind in {line.kind for line in lines}}
         lives = self.board.statuses([line.id for line in lines if line.state in OUT])
-        return batch_status(batch.id, lines, self.pipelines, lives, _now())
+        return batch_status(batch.id, lines, known, lives, _now())
 
     def _live(self, task_id: str) -> tuple[Job, dict[str, Any] | None]:
         job = self.ledger.reads.job(task_id)

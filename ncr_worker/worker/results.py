@@ -1,6 +1,7 @@
 """What users of Celery look up: how a job ended, in CELERY_RESULT_BACKEND. Nothing depends on it.
 
-Written by ourselves, once the job has ended: Celery would send no message, and stall, while the backend is away.
+Written by ourselves, once the job has ended: Celery knows only that a task returned, not how its job ended, and while
+the backend is away it would hold each pool child up for most of a minute.
 """
 
 from __future__ import annotations

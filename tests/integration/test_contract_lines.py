@@ -18,7 +18,7 @@ from starlette.routing import Match, Route
 
 from ncr_worker.api.application import create_app
 from ncr_worker.app import App
-from ncr_worker.job import State
+from ncr_worker.job import NewBatch, NewJob, State
 from ncr_worker.pipelines.stuck_report import KIND, StuckReportArgs
 from ncr_worker.sandbox.process import ServerProcess, accepts, free_port, http_ok
 from ncr_worker.sandbox.valkey import Valkey
@@ -259,3 +259,16 @@ def test_a_running_task_says_since_when(settings: Settings) -> None:
     document = create_app(settings).openapi()["components"]["schemas"]["RunningTask"]
     (kind,) = [each for each in document["properties"]["started_at"]["anyOf"] if each["type"] != "null"]
     assert (kind["type"], kind["format"]) == ("string", "date-time")
+
+
+def test_a_batch_of_a_kind_that_this_process_does_not_know_is_not_found(settings: Settings, app: App) -> None:
+    """While a new version is rolled out, another process may have stored it."""
+    new = NewJob(id="j", kind="newer", version=1, ref="1", tenant="ann", args={}, need=1, batch_id="b")
+    app.ledger.intake.submit([new], NewBatch("b", "ann", 1))
+    with serving(settings) as (client, _):
+        for path in ("/batch-status/b", "/job-status/j", "/jobs/j"):
+            answer = client.get(path)
+            assert (answer.status_code, "'newer'" in answer.json()["detail"]) == (404, True), path
+        assert client.get("/jobs").json()["jobs"] == []
+        assert client.get("/batches").json()["batches"][0]["counts"] == {"queued": 1}
+        assert client.post("/batches/b/cancel").json()["cancelled"] == ["j"]
