@@ -27,9 +27,10 @@ class Recycling:
 
     def __init__(self, retained_limit: int) -> None:
         self.retained_limit = retained_limit
-        self.baseline = rss_anon(os.getpid())
         self.jobs: dict[str, int] = {}
         self._libc = ctypes.CDLL(None)
+        self._trim()  # or what the parent had freed before the fork would later look like memory given back
+        self.baseline = rss_anon(os.getpid())
         if not hasattr(billiard.pool, "mem_rss"):
             raise RuntimeError("billiard no longer asks mem_rss() after a task: see worker/recycling.py")
         billiard.pool.mem_rss = lambda: STAY
@@ -47,10 +48,13 @@ class Recycling:
         kept = rss_anon(os.getpid()) - self.baseline
         if kept > self.retained_limit:
             gc.collect()
-            if hasattr(self._libc, "malloc_trim"):
-                self._libc.malloc_trim(0)
+            self._trim()
             kept = rss_anon(os.getpid()) - self.baseline
         return kept
+
+    def _trim(self) -> None:
+        if hasattr(self._libc, "malloc_trim"):
+            self._libc.malloc_trim(0)
 
     def _leave(self, why: str) -> None:
         log.info("renewing pool child %d: %s", os.getpid(), why)

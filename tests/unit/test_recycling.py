@@ -18,14 +18,11 @@ def in_child() -> Iterator[Callable[[Callable[[], object]], int]]:
     """`in_child(work)`: the exit status of a fork that did this work; the pool's question is asked there alone."""
     children = Children()
 
-    def settled(work: Callable[[], object]) -> None:
-        Recycling(0).retained()  # what the tests before left to be collected must not look like memory given back
-        work()
-
-    yield lambda work: children.wait(children.start(lambda: settled(work)))
+    yield lambda work: children.wait(children.start(work))
     children.close()
 
 
+LIMIT, BLOCK = 64 * MIB, 256 * MIB  # large beside what the kernel may take meanwhile of memory that the fork inherited
 InChild = Callable[[Callable[[], object]], int]
 
 
@@ -41,9 +38,9 @@ def test_the_pool_still_ends_a_child_whose_answer_is_above_its_limit() -> None:
 
 def test_a_child_that_gives_its_memory_back_stays(in_child: InChild) -> None:
     def work() -> None:
-        recycling = Recycling(16 * MIB)
-        block = bytearray(b"x" * (64 * MIB))
-        assert recycling.retained() > 48 * MIB
+        recycling = Recycling(LIMIT)
+        block = bytearray(b"x" * BLOCK)
+        assert recycling.retained() > BLOCK // 2
         del block
         recycling.after("deliver", None)
         assert answer() == STAY
@@ -53,8 +50,8 @@ def test_a_child_that_gives_its_memory_back_stays(in_child: InChild) -> None:
 
 def test_a_child_that_keeps_memory_leaves(in_child: InChild) -> None:
     def work() -> None:
-        recycling = Recycling(16 * MIB)
-        leak = bytearray(b"x" * (64 * MIB))
+        recycling = Recycling(LIMIT)
+        leak = bytearray(b"x" * BLOCK)
         recycling.after("deliver", None)
         assert answer() == LEAVE
         assert leak
@@ -64,9 +61,9 @@ def test_a_child_that_keeps_memory_leaves(in_child: InChild) -> None:
 
 def test_garbage_in_cycles_is_no_leak(in_child: InChild) -> None:
     def work() -> None:
-        recycling = Recycling(16 * MIB)
+        recycling = Recycling(LIMIT)
         for _ in range(8):
-            cycle: list[object] = [bytearray(b"x" * (8 * MIB))]
+            cycle: list[object] = [bytearray(b"x" * (BLOCK // 8))]
             cycle.append(cycle)
         del cycle
         recycling.after("deliver", None)
