@@ -66,6 +66,7 @@ class Feeder:
         self._woken = True
         self._next_poll = self._next_beat = 0.0
         self._in_touch_since: float | None = None  # with the database, without a gap
+        self._settling = 2 * settings.host_heartbeat  # seconds in touch before this host calls another one dead
         self._mute_until = 0.0  # the broker did not take the last message
 
     # --- life -----------------------------------------------------------------------------------------
@@ -186,8 +187,7 @@ class Feeder:
         self._reconcile()
         self._next_beat = now + self.settings.host_heartbeat
         self._in_touch_since = self._in_touch_since or now
-        # After an outage every host looks dead for a moment: wait until all had time to beat.
-        if now - self._in_touch_since >= 2 * self.settings.host_heartbeat:
+        if now - self._in_touch_since >= self._settling:
             for dead in self.ledger.hosts.reap(host):
                 log.warning("host %s is dead: its jobs were released", dead)
                 self._woken = True
@@ -271,6 +271,7 @@ class Feeder:
         except DatabaseAway as error:
             log.warning("%s", error)
             self._in_touch_since = None
+            self._settling = self.settings.host_lease  # every host looks dead now: let all beat again
             self._stopped.wait(0.5)
         except Exception:  # a bug must not end the thread; it is logged and tried again
             log.exception("feeder round failed")
