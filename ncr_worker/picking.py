@@ -1,0 +1,126 @@
+"""Which of the waiting jobs start now on a host: the policy alone. Pure: no I/O, no clock.
+
+Fair share between tenants (least byte-seconds used first), then priority, then age. A job that does not fit is
+passed by at most `overtake_limit` others; then nothing more starts until it does.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+CREDIT = 60.0  # seconds of a whole host that a tenant who used less may be ahead of the others, and no more
+TYPICAL = 1.0  # seconds that a job is taken to last until it is known: what starts at once is shared out too
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A queued job as the policy sees it. `need`: bytes. `passed`: jobs that overtook it while it did not fit."""
+
+    number: int
+    job_id: str
+    kind: str
+    need: int
+    tenant: str = ""
+    priority: int = 0
+    batch_id: str | None = None
+    passed: int = 0
+    refused_since: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a host can take. `free`: bytes left of its budget; `limit`: bytes of the whole host, which a job that
+    runs alone may use; `idle`: nothing runs there now."""
+
+    slots: int
+    free: int
+    limit: int
+    idle: bool = False
+
+
+@dataclass(slots=True)
+class Round:
+    """One pick while it goes through the candidates."""
+
+    room: Room
+    overtake_limit: int
+    free: int = field(init=False)
+    taken: list[Waiting] = field(default_factory=list)
+    refused: dict[int, Waiting] = field(default_factory=dict)  # they wait for memory
+    too_big: dict[int, Waiting] = field(default_factory=dict)  # for a larger host: none here is in their way
+    passed: Counter[int] = field(default_factory=Counter)  # of the refused: jobs that passed them in this round
+    barrier: bool = False  # a job that waits for memory has been passed often enough
+
+    def __post_init__(self) -> None:
+        self.free = self.room.free
+
+    @property
+    def done(self) -> bool:
+        return self.barrier or len(self.taken) >= self.room.slots
+
+    @property
+    def most(self) -> int:
+        """Bytes that the next job may need: on an idle host the first one may have all there is."""
+        return max(self.free, self.room.limit) if self.room.idle and not self.taken else self.free
+
+    def consider(self, job: Waiting) -> bool:
+        """Whether the job starts. Call it in turn, until `done`."""
+        if job.need > self.room.limit:
+            self.too_big[job.number] = job
+        elif job.need > self.most:
+            self.refused[job.number] = job
+            self.barrier |= job.passed >= self.overtake_limit
+        else:
+            self.taken.append(job)
+            self.free -= job.need
+            for number, waiting in self.refused.items():
+                self.passed[number] += 1
+                self.barrier |= waiting.passed + self.passed[number] >= self.overtake_limit
+            return True
+        return False
+
+
+class Turns:
+    """The candidates in fair order. Iterate, and tell `charge` of each job that starts.
+
+    `used`: byte-seconds that each tenant has used; `credit`: byte-seconds that one may be ahead of another.
+    """
+
+    def __init__(self, jobs: Iterable[Waiting], used: Mapping[str, float], credit: float = 0.0) -> None:
+        lines: dict[str, list[Waiting]] = defaultdict(list)
+        for job in jobs:
+            lines[job.tenant].append(job)
+        self._lines = {tenant: deque(sorted(line, key=_age)) for tenant, line in lines.items()}
+        self._used = level(used, self._lines, credit)
+
+    def __iter__(self) -> Iterator[Waiting]:
+        heap = [(self._used[tenant], _age(line[0]), tenant) for tenant, line in self._lines.items()]
+        heapq.heapify(heap)
+        while heap:
+            tenant = heap[0][2]
+            line = self._lines[tenant]
+            yield line.popleft()
+            if line:
+                heapq.heapreplace(heap, (self._used[tenant], _age(line[0]), tenant))
+            else:
+                heapq.heappop(heap)
+
+    def charge(self, job: Waiting) -> None:
+        self._used[job.tenant] += job.need * TYPICAL
+
+
+def level(used: Mapping[str, float], tenants: Iterable[str], credit: float) -> dict[str, float]:
+    """What the tenants have used, as it counts: nobody is further behind the first than `credit`.
+
+    So a newcomer goes first for a while, but never until it has caught up with years of others' work.
+    """
+    found = {tenant: used.get(tenant, 0.0) for tenant in tenants}
+    floor = max(found.values(), default=0.0) - credit
+    return {tenant: max(amount, floor) for tenant, amount in found.items()}
+
+
+def _age(job: Waiting) -> tuple[int, int]:
+    return job.priority, job.number
