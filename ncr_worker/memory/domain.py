@@ -6,11 +6,16 @@ anonymous memory counts: page cache is charged to a cgroup too, but the kernel t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 NO_LIMIT = 1 << 60  # cgroup v1 writes "no limit" as a number near 2**63
+PAGE = os.sysconf("SC_PAGE_SIZE")
+CHILDREN_LISTED = Path("/proc/thread-self/children").exists()  # not by every kernel: CONFIG_PROC_CHILDREN
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,56 @@ class Domain:
 
 def rss_anon(pid: int) -> int:
     """Anonymous resident bytes of a process; 0 when it is gone."""
-    return _fields(Path(f"/proc/{pid}/status")).get("RssAnon:", 0) * 1024
+    fields = _read(f"/proc/{pid}/statm").split()  # pages; costs a tenth of /proc/PID/status, which has RssAnon by name
+    return (int(fields[1]) - int(fields[2])) * PAGE if fields else 0
+
+
+def tree_anon(pid: int) -> int:
+    """Anonymous resident bytes of a process and all its descendants; 0 when it is gone.
+
+    A page that a fork shares with its parent until one of them writes is counted for both.
+    """
+    return rss_anon(pid) + sum(map(rss_anon, descendants(pid)))
+
+
+def descendants(pid: int) -> list[int]:
+    """Pids of its children, their children and so on, in no particular order; empty when it is gone.
+
+    A process whose parent has ended belongs to init, or a subreaper: it is found no more.
+    """
+    if not CHILDREN_LISTED:
+        try:
+            return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+        except psutil.Error:
+            return []
+    found = fresh = {pid}
+    while fresh:
+        fresh = {child for parent in fresh for child in _children(parent)} - found
+        found = found | fresh
+    return list(found - {pid})
+
+
+def _children(pid: int) -> Iterator[int]:
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 - several times cheaper, 20 times a second
+    except OSError:
+        return
+    for thread in threads:  # each lists those that it has forked itself
+        yield from map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
+
+
+def _read(path: str) -> bytes:
+    """Empty when it cannot be read. The kernel hands out long lists by the page, so to the end; pathlib costs twice."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return b"".join(iter(lambda: os.read(descriptor, 1 << 16), b""))
+    except OSError:  # the process, or the group, ended meanwhile
+        return b""
+    finally:
+        os.close(descriptor)
 
 
 def _lines(path: Path) -> Iterator[str]:

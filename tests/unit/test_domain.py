@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ncr_worker.memory.domain import Domain, Reading, rss_anon
+from ncr_worker.memory import domain
+from ncr_worker.memory.domain import Domain, Reading, descendants, rss_anon, tree_anon
 from ncr_worker.pipeline import GIB, MIB
 
 MEMINFO = "MemTotal: 8388608 kB\nMemFree: 1 kB\nAnonPages: 1048576 kB\nShmem: 524288 kB\n"
 HOST = Reading(8 * GIB, "host", 1536 * MIB)
 V2 = "sys/fs/cgroup"
 V1 = "sys/fs/cgroup/memory"
+NOBODY = 2**22 + 1  # the kernel's highest pid is below
 Tree = Callable[..., Domain]
 
 
@@ -43,6 +48,29 @@ def group_v2(path: str, limit: str, anon: int = 0) -> dict[str, str]:
 def group_v1(path: str, limit: int, rss: int = 0) -> dict[str, str]:
     stat = f"cache 99999\nrss 1\nhierarchical_memory_limit {limit}\ntotal_cache 5\ntotal_rss {rss}\n"
     return {f"{V1}/{path}/memory.limit_in_bytes": f"{limit}\n", f"{V1}/{path}/memory.stat": stat}
+
+
+@contextmanager
+def running(program: str) -> Iterator[tuple[int, int]]:
+    """Python code that ends when its input is closed: its pid, and the number that it prints when it is ready."""
+    command = [sys.executable, "-c", "import os, threading\n" + program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.pid, int(process.stdout.readline())
+
+
+def family(size: int) -> AbstractContextManager[tuple[int, int]]:
+    """Pids of a child and of its own child, which holds `size` bytes."""
+    return running(f"""
+pid = os.fork()
+if not pid:
+    block = bytearray(b"x" * {size})
+    print(os.getpid(), flush=True)
+    os.read(0, 1)
+    os._exit(0)
+os.read(0, 1)
+os.waitpid(pid, 0)
+""")
 
 
 def test_without_groups_it_is_the_host(tree: Tree) -> None:
@@ -140,4 +168,39 @@ def test_anonymous_memory_of_a_process_and_of_one_that_is_gone() -> None:
     block = bytearray(b"x" * (32 * MIB))
     assert rss_anon(os.getpid()) - before > 24 * MIB
     del block
-    assert rss_anon(2**22 + 1) == 0
+    assert (rss_anon(NOBODY), tree_anon(NOBODY), descendants(NOBODY)) == (0, 0, [])
+
+
+def test_anonymous_memory_is_what_the_kernel_calls_so() -> None:
+    with family(8 * MIB) as (child, _):
+        status = Path(f"/proc/{child}/status").read_text()
+        assert f"RssAnon:\t{rss_anon(child) // 1024:8} kB" in status
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["kernel lists children", "kernel does not"])
+def test_a_tree_counts_the_children_of_children(listed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert domain.CHILDREN_LISTED, "the kernel here has no /proc/PID/task/TID/children"
+    monkeypatch.setattr(domain, "CHILDREN_LISTED", listed)
+    with family(32 * MIB) as (child, grandchild):
+        assert {child, grandchild} <= set(descendants(os.getpid()))
+        assert descendants(child) == [grandchild]
+        assert tree_anon(child) == rss_anon(child) + rss_anon(grandchild)
+        assert rss_anon(grandchild) > 32 * MIB
+    assert descendants(child) == []
+    assert tree_anon(child) == 0
+
+
+def test_children_are_found_whichever_thread_started_them_and_however_many() -> None:
+    many = 700  # more than fit on one page of the kernel's list
+    program = f"""
+def start():
+    for _ in range({many}):
+        if not os.fork():
+            os.read(0, 1)
+            os._exit(0)
+    print({many}, flush=True)
+    os.read(0, 1)
+threading.Thread(target=start).start()
+"""
+    with running(program) as (pid, _):
+        assert len(descendants(pid)) == many
