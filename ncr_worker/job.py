@@ -86,7 +86,9 @@ class Job:
     host: str | None
     input_bytes: int | None
     need: int
+    predicted: int | None
     reserved: int
+    granted: int | None
     peak: int | None
     created_at: float
     next_run_at: float

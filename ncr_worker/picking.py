@@ -27,7 +27,7 @@ class Waiting:
     priority: int = 0
     batch_id: str | None = None
     passed: int = 0
-    refused_since: float | None = None
+    refused: bool = False  # so far for want of memory alone
 
 
 @dataclass(frozen=True, slots=True)

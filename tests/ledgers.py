@@ -64,7 +64,7 @@ def new_job(**changes: Any) -> NewJob:
 
 def figures(**changes: Any) -> HostFigures:
     usual: dict[str, Any] = {"limit_bytes": 1000 * MIB, "limit_source": "host", "budget": 800 * MIB}
-    return HostFigures(**usual | {"others": 0, "reserved": 0, "slots": 4, "running": 0} | changes)
+    return HostFigures(**usual | {"others": 0, "reserved": 0, "observed": 0, "slots": 4, "running": 0} | changes)
 
 
 def offer(host: str = "h1", *, slots: int = 4, free: int = 800, idle: bool = False, limit: int = 1000) -> Offer:

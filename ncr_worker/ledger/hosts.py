@@ -29,6 +29,7 @@ class HostFigures:
     reserved: int
     slots: int
     running: int
+    observed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from ncr_worker.sql import Database, now
 T = TypeVar("T")
 
 _OF_A_ROUND = (  # what a retry forgets; the audit trail keeps it
-    *("stage", "claimant", "host", "peak", "refused_since", "dispatched_at", "started_at", "finished_at"),
+    *("stage", "claimant", "host", "peak", "granted", "refused_since", "dispatched_at", "started_at", "finished_at"),
     *("error_code", "error", "result"),
 )
 _GIVEN = tuple(name for name in NewJob.__dataclass_fields__ if name != "exclusive_key")
@@ -129,7 +129,7 @@ def retry(connection: Connection, job_id: str, again: Again, *, actor: str) -> N
         _refuse_held(connection, [key])
         connection.execute(insert(hold).values(key=key, job_number=row.number))
     fresh = dict.fromkeys(_OF_A_ROUND) | {"round": job.c.round + 1, "attempt": 0, "passed": 0, "need": again.need}
-    fresh |= {"reason": Reason.NEW.value, "next_run_at": now()}
+    fresh |= {"reason": Reason.NEW.value, "next_run_at": now(), "predicted": again.need}
     move(connection, row.number, State.QUEUED, actor=actor, note="retry", only_from=source, **fresh)
 
 
@@ -170,4 +170,4 @@ def _insert(connection: Connection, jobs: Sequence[NewJob], actor: str) -> None:
 
 
 def _row(new: NewJob) -> dict[str, Any]:
-    return {name: getattr(new, name) for name in _GIVEN} | {"args": dict(new.args)} | _FRESH
+    return {name: getattr(new, name) for name in _GIVEN} | {"args": dict(new.args), "predicted": new.need} | _FRESH

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import Column, Connection, Double, String, Table, delete, insert, select, update
+from sqlalchemy import Column, ColumnElement, Connection, Double, String, Table, delete, exists, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ncr_worker.ledger.tables import metadata
@@ -64,5 +64,6 @@ class Pauses:
         return [Pause(Scope(row.scope), row.actor, row.note, row.since) for row in rows]
 
 
-def work_is_paused(connection: Connection) -> bool:
-    return connection.execute(select(pause.c.scope).where(pause.c.scope == Scope.WORK)).first() is not None
+def work_paused() -> ColumnElement[bool]:
+    """A condition: nothing may be started."""
+    return exists(select(pause.c.scope).where(pause.c.scope == Scope.WORK))

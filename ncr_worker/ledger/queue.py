@@ -1,35 +1,38 @@
-"""Which queued jobs a host may start now. One transaction: pick in order what fits, reserve, issue tokens."""
+"""Which queued jobs a host may start now. One transaction: pick in turn what fits, reserve, issue tokens."""
 
 from __future__ import annotations
 
-import secrets
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-from sqlalchemy import Connection, RowMapping, Select, and_, func, or_, select, update
+from sqlalchemy import Connection, func, select, update
 
-from ncr_worker.job import OUT, Reason, State
-from ncr_worker.ledger.pauses import work_is_paused
-from ncr_worker.ledger.tables import batch, host, job
-from ncr_worker.ledger.transition import move, wind_up
+from ncr_worker.job import Reason, State
+from ncr_worker.ledger.pauses import work_paused
+from ncr_worker.ledger.search import WINDOW, Ahead, Search
+from ncr_worker.ledger.tables import host, job
+from ncr_worker.ledger.transition import dispatch, wind_up
+from ncr_worker.picking import Room, Round, Waiting
 from ncr_worker.sql import Database, now
 
-WINDOW = 100  # candidates looked at in one query
-_OUT = sorted(OUT)
-_CANDIDATE = ("number", "id", "kind", "need", "batch_id", "priority", "passed", "refused_since")
+__all__ = ["WINDOW", "Offer", "Picked", "Queue"]
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a host can take: free slots, free bytes of its budget, and whether nothing runs there now."""
+    """What a host can take: see picking.Room. `running`: byte-seconds of what runs there, so far, by tenant."""
 
     host: str
     slots: int
     free: int
     idle: bool
-    limit: int  # bytes of the whole host: a job that runs alone may use them
+    limit: int
     kinds: tuple[str, ...] | None = None  # what this worker can run; None: everything
+    running: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def room(self) -> Room:
+        return Room(self.slots, self.free, self.limit, self.idle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,141 +42,91 @@ class Picked:
     kind: str
     token: int
     reserved: int
-
-
-@dataclass(slots=True)
-class _Round:
-    """The state of one pick while it goes through the candidates."""
-
-    offer: Offer
-    overtake_limit: int
-    free: int
-    picked: list[Picked] = field(default_factory=list)
-    room: dict[str, int] = field(default_factory=dict)  # batch -> jobs it may still have out
-    full: set[str] = field(default_factory=set)
-    refused: dict[int, RowMapping] = field(default_factory=dict)  # jobs that wait for memory
-    passed: Counter[int] = field(default_factory=Counter)  # of these: jobs that passed them in this round
-    too_big: dict[int, RowMapping] = field(default_factory=dict)  # jobs for a larger host: none here is in their way
-    last: RowMapping | None = None  # the candidate looked at last
-    barrier: bool = False  # a job that waits for memory has been passed often enough
-
-    @property
-    def done(self) -> bool:
-        return self.barrier or len(self.picked) >= self.offer.slots
-
-    @property
-    def most(self) -> int:
-        """Bytes that the next job may need: on an idle host the first one may have all there is."""
-        return max(self.free, self.offer.limit) if self.offer.idle and not self.picked else self.free
+    tenant: str = ""
 
 
 class Queue:
     """`overtake_limit`: how many smaller jobs may pass one that waits for memory.
 
-    `batch_timeout`: seconds a batch's job may be refused for memory alone before it fails.
+    `batch_timeout`: seconds a batch's job may be refused for memory alone before it fails. `pick` and `charge` are
+    for one thread of the process that picks.
     """
 
     def __init__(self, database: Database, *, overtake_limit: int, batch_timeout: float) -> None:
         self.database = database
         self.overtake_limit = overtake_limit
         self.batch_timeout = batch_timeout
+        self._ahead: Ahead | None = None
+        self._spent: dict[str, float] = {}
 
-    def pick(self, offer: Offer) -> list[Picked]:
-        """Take the next jobs that fit; they are `dispatched` to the host when this returns."""
-        return self.database.transact(lambda connection: self._pick(connection, offer))
+    def charge(self, tenant: str, byte_seconds: float) -> None:
+        """A run of one of the tenant's jobs has ended here."""
+        self._spent[tenant] = self._spent.get(tenant, 0.0) + byte_seconds
 
-    def _pick(self, connection: Connection, offer: Offer) -> list[Picked]:
-        round_ = _Round(offer, self.overtake_limit, offer.free)
-        if work_is_paused(connection):
-            return round_.picked
-        round_.full |= {str(batch_id) for batch_id in connection.execute(_full_batches()).scalars()}
-        while not round_.done:
-            rows = self._candidates(connection, round_)
-            for row in rows:
-                if round_.done:
-                    break
-                self._consider(connection, round_, row)
-            if len(rows) < WINDOW:
-                break
-        self._note_refused(connection, round_)
-        return round_.picked
+    def pick(self, offer: Offer, *, fresh: bool = True) -> list[Picked]:
+        """Take the next jobs that fit; they are `dispatched` to the host when this returns.
 
-    def _candidates(self, connection: Connection, round_: _Round) -> Sequence[RowMapping]:
-        query = (
-            select(*(job.c[name] for name in _CANDIDATE))
-            .where(job.c.state == State.QUEUED, job.c.next_run_at <= now())
-            .order_by(job.c.priority, job.c.number)
-            .limit(WINDOW)
-            .with_for_update(skip_locked=True)
-        )
-        for dialect in ("mysql", "mariadb"):  # which otherwise sorts the queue, and so locks all of it
-            query = query.with_hint(job, "FORCE INDEX (ix_job_state_priority_number)", dialect)
-        if round_.offer.kinds is not None:
-            query = query.where(job.c.kind.in_(round_.offer.kinds))
-        if round_.full:
-            query = query.where(or_(job.c.batch_id.is_(None), job.c.batch_id.not_in(sorted(round_.full))))
-        if (last := round_.last) is not None:
-            later = and_(job.c.priority == last["priority"], job.c.number > last["number"])
-            # One window tells who waits for memory; behind it only what fits is of interest.
-            query = query.where(or_(job.c.priority > last["priority"], later), job.c.need <= round_.most)
-        return connection.execute(query).mappings().all()
+        Not `fresh`: from what an earlier pick has read ahead, as long as that fills the host.
+        """
+        ahead, self._ahead = self._ahead, None  # should this go wrong, the next pick looks again
+        if fresh:
+            ahead = None
+        elif ahead is not None and ahead.whole:
+            most = Round(offer.room, self.overtake_limit).most
+            if not any(waiting.need <= most for waiting in ahead.jobs):
+                self._ahead = ahead
+                return []
+        picked, self._ahead = self.database.transact(lambda connection: self._pick(connection, offer, ahead))
+        return picked
 
-    def _consider(self, connection: Connection, round_: _Round, row: RowMapping) -> None:
-        round_.last = row
-        batch_id = row["batch_id"]
-        if batch_id and self._room(connection, round_, batch_id) <= 0:
-            round_.full.add(batch_id)
-            return
-        if row["need"] > round_.offer.limit:
-            round_.too_big[row["number"]] = row
-            return
-        if row["need"] > round_.most:
-            round_.refused[row["number"]] = row
-            round_.barrier = row["passed"] >= round_.overtake_limit
-            return
-        self._take(connection, round_, row)
-        if batch_id:
-            round_.room[batch_id] -= 1
+    def _pick(
+        self, connection: Connection, offer: Offer, ahead: Ahead | None = None
+    ) -> tuple[list[Picked], Ahead | None]:
+        looked = ahead is None
+        if looked and connection.execute(select(work_paused())).scalar_one():
+            return [], None
+        round_ = Round(offer.room, self.overtake_limit)
+        search = Search(connection, round_, offer.kinds)
+        if ahead is None:
+            ahead = search.look(self._spent)
+            self._spent = {}  # a commit that fails loses at most a second of it
+        used = {name: ahead.used.get(name, 0.0) + self._spent.get(name, 0.0) for name in ahead.tenants}
+        used = {name: amount + offer.running.get(name, 0.0) for name, amount in used.items()}
+        search.go_through(ahead.jobs, used)
+        if looked:
+            search.go_deeper(ahead)
+        elif not (round_.done or ahead.whole):
+            return self._pick(connection, offer)  # there may be more behind it
+        picked = [
+            Picked(waiting.number, waiting.job_id, waiting.kind, token, waiting.need, waiting.tenant)
+            for waiting, token in dispatch(connection, round_.taken, offer.host, locked=looked)
+        ]
+        changed = self._note_refused(connection, search, looked=looked)
+        gone = {waiting.number for waiting in round_.taken}
+        left = tuple(changed.get(each.number, each) for each in ahead.jobs if each.number not in gone)
+        return picked, replace(ahead, jobs=left)
 
-    def _room(self, connection: Connection, round_: _Round, batch_id: str) -> int:
-        """Jobs that the batch may still have out. Its row is locked; none while another host picks from it."""
-        if batch_id not in round_.room:
-            query = select(batch.c.size).where(batch.c.id == batch_id).with_for_update(skip_locked=True)
-            size = connection.execute(query).scalar_one_or_none() or 0
-            out = connection.execute(
-                select(func.count()).select_from(job).where(job.c.batch_id == batch_id, job.c.state.in_(_OUT))
-            ).scalar_one()
-            round_.room[batch_id] = size - out
-        return round_.room[batch_id]
-
-    def _take(self, connection: Connection, round_: _Round, row: RowMapping) -> None:
-        token = secrets.randbits(62)
-        values = {"host": round_.offer.host, "reserved": row["need"], "dispatched_at": now(), "claimant": None}
-        values |= {"passed": 0, "refused_since": None}
-        # The token is a new value of the row, not a fence here: the row is locked and queued.
-        connection.execute(update(job).where(job.c.number == row["number"]).values(token=token))
-        if not move(connection, row["number"], State.DISPATCHED, actor="feeder", note=round_.offer.host, **values):
-            return
-        round_.picked.append(Picked(row["number"], row["id"], row["kind"], token, row["need"]))
-        round_.free -= row["need"]
-        for number, waiting in round_.refused.items():
-            round_.passed[number] += 1
-            round_.barrier |= waiting["passed"] + round_.passed[number] >= round_.overtake_limit
-
-    def _note_refused(self, connection: Connection, round_: _Round) -> None:
+    def _note_refused(self, connection: Connection, search: Search, *, looked: bool) -> dict[int, Waiting]:
+        """Write down who was passed, and who waits for memory; these, as they are then."""
+        round_ = search.round
         for number, count in round_.passed.items():
             connection.execute(update(job).where(job.c.number == number).values(passed=job.c.passed + count))
         waiting = round_.refused | round_.too_big
         # What waits for its batch does not wait for memory alone: its time begins anew.
-        spared = {number for number, row in waiting.items() if round_.room.get(row["batch_id"]) == 0}
-        fresh = {number for number, row in waiting.items() if row["refused_since"] is None} - spared
-        if spared:
-            connection.execute(update(job).where(job.c.number.in_(sorted(spared))).values(refused_since=None))
+        spared = {number for number, one in waiting.items() if search.rooms.get(one.batch_id or "") == 0}
+        again = sorted(number for number in spared if waiting[number].refused)
+        fresh = sorted(number for number in waiting.keys() - spared if not waiting[number].refused)
+        if again:
+            connection.execute(update(job).where(job.c.number.in_(again)).values(refused_since=None))
         if fresh:
             values = {"reason": Reason.NO_MEMORY.value, "refused_since": now()}
-            connection.execute(update(job).where(job.c.number.in_(sorted(fresh))).values(**values))
-        if numbers := sorted(waiting.keys() - spared):
+            connection.execute(update(job).where(job.c.number.in_(fresh)).values(**values))
+        if looked and (numbers := sorted(waiting.keys() - spared)):
             self._fail_hopeless(connection, numbers)
+        return {
+            number: replace(one, passed=one.passed + round_.passed[number], refused=number not in spared)
+            for number, one in waiting.items()
+        }
 
     def _fail_hopeless(self, connection: Connection, numbers: list[int]) -> None:
         """Jobs that no host can ever hold, and batch jobs refused for longer than their batch waits."""
@@ -189,13 +142,3 @@ class Queue:
             elif row.batch_id and row.waited > self.batch_timeout:
                 text = f"no host had {row.need:,} bytes free for {row.waited:.0f} s (BATCH_TIMEOUT)"
                 wind_up(connection, row.number, State.QUEUED, actor="feeder", code="memory_timeout", text=text)
-
-
-def _full_batches() -> Select[tuple[str | None]]:
-    return (
-        select(job.c.batch_id)
-        .join(batch, batch.c.id == job.c.batch_id)
-        .where(job.c.state.in_(_OUT))
-        .group_by(job.c.batch_id, batch.c.size)
-        .having(func.count() >= batch.c.size)
-    )

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Double,
     Index,
@@ -39,6 +40,7 @@ host = Table(
     Column("budget", BigInteger, nullable=False),
     Column("others", BigInteger, nullable=False),  # anonymous memory that is not our jobs'
     Column("reserved", BigInteger, nullable=False),
+    Column("observed", BigInteger, nullable=False),  # what its jobs use
     Column("slots", Integer, nullable=False),
     Column("running", Integer, nullable=False),
     Column("started_at", Double, nullable=False),
@@ -82,7 +84,9 @@ job = Table(
     Column("host", String(100)),
     Column("input_bytes", BigInteger),
     Column("need", BigInteger, nullable=False),
+    Column("predicted", BigInteger),  # what it was expected to need when it was submitted
     Column("reserved", BigInteger, nullable=False),
+    Column("granted", BigInteger),  # what its last run had reserved
     Column("peak", BigInteger),
     Column("passed", Integer, nullable=False),  # smaller jobs that overtook this one while it waited for memory
     Column("refused_since", Double),  # since when memory alone keeps it waiting
@@ -95,7 +99,7 @@ job = Table(
     Column("error", LongNote),
     Column("result", Json),
     Column("request_id", String(128)),
-    Index(None, "state", "priority", "number"),  # the order of the pick, so that it reads and locks no more
+    Index(None, "state", "tenant", "priority", "number"),  # the order of the pick, so that it reads and locks no more
     Index(None, "batch_id", "state"),
     Index(None, "host", "state"),
     Index(None, "kind", "ref"),
@@ -128,6 +132,31 @@ event = Table(
     Column("actor", Note(120), nullable=False),
     Column("reason", Note(400)),
     Index(None, "job_number", "id"),
+    **TABLE,
+)
+
+# What tenants have used of the hosts' memory, for fair turns.
+share = Table(
+    "share",
+    metadata,
+    Column("tenant", String(100), primary_key=True),
+    Column("used", Double, nullable=False),  # byte-seconds
+    **TABLE,
+)
+
+# What runs were seen to use: the predictor learns from the newest of each kind.
+observation = Table(
+    "observation",
+    metadata,
+    Column("id", Number, primary_key=True, autoincrement=True),
+    Column("kind", String(50), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("stage", String(50)),  # none: the whole run
+    Column("input_bytes", BigInteger),
+    Column("peak", BigInteger, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("killed", Boolean, nullable=False),  # for its memory: it would have needed more than `peak`
+    Index(None, "kind", "stage", "id"),
     **TABLE,
 )
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, literal, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from ncr_worker.errors import Cancelled
 from ncr_worker.job import OUT, TERMINAL, Reason, State, sources
+from ncr_worker.ledger.pauses import work_paused
 from ncr_worker.ledger.tables import checkpoint, event, hold, job
+from ncr_worker.picking import Waiting
 from ncr_worker.sql import now
 
 ON_REQUEST = "cancelled on request"
@@ -141,14 +144,46 @@ def lose(connection: Connection, number: int, *, actor: str, reason: Reason, tok
     )
 
 
+def dispatch(connection: Connection, jobs: Sequence[Waiting], host: str, *, locked: bool) -> list[tuple[Waiting, int]]:
+    """Queued jobs are handed to a host: each that is still as it was read, and its new token.
+
+    `locked`: they were read in this very transaction, or no other host can be at them.
+    """
+    if not locked and jobs and connection.dialect.name != "sqlite":  # never wait for another host's pick
+        numbers = [waiting.number for waiting in jobs]
+        query = select(job.c.number).where(job.c.number.in_(numbers)).order_by(job.c.number)
+        free = set(connection.execute(query.with_for_update(skip_locked=True)).scalars())
+        jobs = [waiting for waiting in jobs if waiting.number in free]
+    taken = []
+    for waiting in jobs:
+        token = secrets.randbits(62)
+        values = {"job_number": waiting.number, "job_need": waiting.need, "new_token": token, "new_host": host}
+        if connection.execute(_DISPATCH, values).rowcount == 1:
+            taken.append((waiting, token))
+    if taken:
+        remark(connection, [waiting.number for waiting, _ in taken], actor="feeder", note=host)
+    return taken
+
+
 def remark(connection: Connection, numbers: Sequence[int], *, actor: str, note: str | None) -> None:
     """Write the present state of jobs into their audit trail."""
-    said = (literal(actor, event.c.actor.type), literal(note, event.c.reason.type))
-    connection.execute(
-        insert(event).from_select(
-            ["job_number", "at", "state", "stage", "attempt", "actor", "reason"],
-            select(job.c.number, now(), job.c.state, job.c.stage, job.c.attempt, *said).where(
-                job.c.number.in_(numbers)
-            ),
-        )
-    )
+    connection.execute(_REMARK, {"numbers": list(numbers), "actor": actor, "note": note})
+
+
+# Built once: building a statement costs more than running it.
+_DISPATCH = (
+    update(job)
+    .where(job.c.number == bindparam("job_number"), job.c.state == State.QUEUED, job.c.need == bindparam("job_need"))
+    .where(job.c.next_run_at <= now(), ~work_paused())
+    .values(state=State.DISPATCHED.value, token=bindparam("new_token"), host=bindparam("new_host"))
+    .values(reserved=bindparam("job_need"), granted=bindparam("job_need"), dispatched_at=now())
+    .values(reason=None, claimant=None, passed=0, refused_since=None)
+)
+_REMARK = insert(event).from_select(
+    ["job_number", "at", "state", "stage", "attempt", "actor", "reason"],
+    select(
+        *(job.c.number, now(), job.c.state, job.c.stage, job.c.attempt),
+        bindparam("actor", type_=event.c.actor.type),
+        bindparam("note", type_=event.c.reason.type),
+    ).where(job.c.number.in_(bindparam("numbers", expanding=True))),
+)

@@ -71,7 +71,9 @@ class LedgerModel(RuleBasedStateMachine):
         except Conflict:
             assert job.terminal
             return
-        if job.state in (State.QUEUED, State.DISPATCHED):
+        if job.state is not State.RUNNING and job.attempt >= MAX_ATTEMPTS:
+            assert state is job.state  # its end is decided
+        elif job.state in (State.QUEUED, State.DISPATCHED):
             assert state is (State.CANCELLED if job.stage is None else State.QUEUED)
         else:
             assert state is State.CANCELLING

@@ -1,0 +1,154 @@
+"""The candidates of a pick: read from the backlog in fair order, a window at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Select, func, insert, or_, select, update
+
+from ncr_worker.job import OUT, State
+from ncr_worker.ledger.tables import batch, job, share
+from ncr_worker.picking import CREDIT, Round, Turns, Waiting, level
+from ncr_worker.sql import now
+
+WINDOW = 100  # candidates read at once, and kept for the picks that follow
+_OUT = sorted(OUT)
+_CANDIDATE = (
+    *(job.c[name] for name in ("number", "kind", "need", "tenant", "priority", "batch_id", "passed")),
+    job.c.id.label("job_id"),
+    job.c.refused_since.is_not(None).label("refused"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Candidates that were read and not taken yet. `tenants`: who has queued jobs, in fair order; `used`: their
+    byte-seconds then. `whole`: there was nothing else in the backlog."""
+
+    jobs: tuple[Waiting, ...]
+    tenants: tuple[str, ...]
+    used: Mapping[str, float]
+    whole: bool
+
+
+class Search:
+    """One pick's reading, in its transaction. What it finds goes to `round`."""
+
+    def __init__(self, connection: Connection, round_: Round, kinds: tuple[str, ...] | None) -> None:
+        self.connection = connection
+        self.round = round_
+        self.kinds = kinds
+        self.rooms: dict[str, int] = {}  # batch -> jobs it may still have out
+        self._full: set[str] = set()
+        self._credit = CREDIT * round_.room.limit
+
+    def look(self, spent: Mapping[str, float]) -> Ahead:
+        """The head of each tenant's line. `spent`: byte-seconds to add to what tenants have used."""
+        self._full |= {str(batch_id) for batch_id in self.connection.execute(_full_batches()).scalars()}
+        tenants = self._tenants()
+        used = self._share(tenants, spent)
+        tenants.sort(key=lambda tenant: used[tenant])
+        jobs: list[Waiting] = []
+        each = max(WINDOW // max(len(tenants), 1), self.round.room.slots)
+        whole = not self._full
+        for tenant in tenants:
+            found = self._line(tenant, each)
+            jobs += found
+            whole &= len(found) < each
+            if len(jobs) >= WINDOW and tenant != tenants[-1]:
+                whole = False
+                break
+        return Ahead(tuple(jobs), tuple(tenants), used, whole)
+
+    def go_through(self, jobs: Iterable[Waiting], used: Mapping[str, float]) -> None:
+        """Offer the jobs to the round, in turn."""
+        turns = Turns(jobs, used, self._credit)
+        for waiting in turns:
+            if self.round.done:
+                return
+            if waiting.batch_id and self._room(waiting.batch_id) <= 0:
+                continue
+            if self.round.consider(waiting):
+                turns.charge(waiting)
+                if waiting.batch_id:
+                    self.rooms[waiting.batch_id] -= 1
+
+    def go_deeper(self, ahead: Ahead) -> None:
+        """Behind the window only what fits is of interest: who waits for memory is told by the window alone."""
+        seen = {waiting.number for waiting in ahead.jobs}
+        for tenant in ahead.tenants if not ahead.whole else ():
+            while not self.round.done:
+                found = [one for one in self._line(tenant, WINDOW, self.round.most, seen) if one.number not in seen]
+                if not found:
+                    break
+                self.go_through(found, ahead.used)
+                seen |= {waiting.number for waiting in found}
+
+    def _line(self, tenant: str, count: int, most: int | None = None, but: Iterable[int] = ()) -> list[Waiting]:
+        query = (
+            select(*_CANDIDATE)
+            .where(job.c.state == State.QUEUED, job.c.tenant == tenant, job.c.next_run_at <= now())
+            .order_by(job.c.priority, job.c.number)
+            .limit(count)
+            .with_for_update(skip_locked=True)
+        )
+        for dialect in ("mysql", "mariadb"):  # which otherwise sorts the queue, and so locks all of it
+            query = query.with_hint(job, "FORCE INDEX (ix_job_state_tenant_priority_number)", dialect)
+        if self.kinds is not None:
+            query = query.where(job.c.kind.in_(self.kinds))
+        if self._full:
+            query = query.where(or_(job.c.batch_id.is_(None), job.c.batch_id.not_in(sorted(self._full))))
+        if most is not None:
+            query = query.where(job.c.need <= most, job.c.number.not_in(sorted(but)))
+        rows = self.connection.execute(query).mappings().all()
+        return [Waiting(**{**row, "refused": bool(row["refused"])}) for row in rows]
+
+    def _room(self, batch_id: str) -> int:
+        """Jobs that the batch may still have out. Its row is locked; none while another host picks from it."""
+        if batch_id not in self.rooms:
+            query = select(batch.c.size).where(batch.c.id == batch_id).with_for_update(skip_locked=True)
+            size = self.connection.execute(query).scalar_one_or_none() or 0
+            out = self.connection.execute(
+                select(func.count()).select_from(job).where(job.c.batch_id == batch_id, job.c.state.in_(_OUT))
+            ).scalar_one()
+            self.rooms[batch_id] = size - out
+        if self.rooms[batch_id] <= 0:
+            self._full.add(batch_id)
+        return self.rooms[batch_id]
+
+    def _tenants(self) -> list[str]:
+        """Whoever has queued jobs: one step in the index for each, however long their lines are."""
+        first = select(func.min(job.c.tenant).label("tenant")).where(job.c.state == State.QUEUED)
+        line = first.cte("line", recursive=True)
+        following = (
+            select(func.min(job.c.tenant))
+            .where(job.c.state == State.QUEUED, job.c.tenant > line.c.tenant)
+            .scalar_subquery()
+        )
+        line = line.union_all(select(following).where(line.c.tenant.is_not(None)))
+        return [str(name) for name in self.connection.execute(select(line.c.tenant)).scalars() if name is not None]
+
+    def _share(self, tenants: Sequence[str], spent: Mapping[str, float]) -> dict[str, float]:
+        """What these have used, levelled; `spent` is added and stored."""
+        names = sorted({*tenants, *spent})
+        query = select(share.c.tenant, share.c.used).where(share.c.tenant.in_(names)).order_by(share.c.tenant)
+        known = {row.tenant: row.used for row in self.connection.execute(query.with_for_update())} if names else {}
+        used = level(known, names, self._credit)
+        for tenant in sorted(spent):
+            used[tenant] += spent[tenant]
+            if tenant in known:
+                self.connection.execute(update(share).where(share.c.tenant == tenant).values(used=used[tenant]))
+            else:
+                self.connection.execute(insert(share).values(tenant=tenant, used=used[tenant]))
+        return used
+
+
+def _full_batches() -> Select[tuple[str | None]]:
+    return (
+        select(job.c.batch_id)
+        .join(batch, batch.c.id == job.c.batch_id)
+        .where(job.c.state.in_(_OUT))
+        .group_by(job.c.batch_id, batch.c.size)
+        .having(func.count() >= batch.c.size)
+    )
