@@ -1,30 +1,42 @@
 """The memory limit that holds for this process, and what counts against it.
 
-The tightest limit of all cgroup v1/v2 ancestors named in /proc/self/cgroup, else the host's memory. Only
-anonymous memory counts: page cache is charged to a cgroup too, but the kernel takes it back under pressure.
+The tightest limit of all memory groups (cgroup v1 or v2) that this process is in, else the host's memory. Only memory
+that the kernel cannot take back counts: page cache is charged to a group too, but goes when room is needed.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
+from ncr_worker.memory.groups import V2, memory_groups
+
 NO_LIMIT = 1 << 60  # cgroup v1 writes "no limit" as a number near 2**63
 PAGE = os.sysconf("SC_PAGE_SIZE")
 CHILDREN_LISTED = Path("/proc/thread-self/children").exists()  # not by every kernel: CONFIG_PROC_CHILDREN
+MEMINFO = (b"\nMemTotal:", b"\nAnonPages:", b"\nShmem:", b"\nSwapTotal:", b"\nSwapFree:")
+_SOME = re.compile(rb"some avg10=(\d{1,3}\.\d\d) ")
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """`limit` and `anonymous` in bytes; `source`: cgroup v1, cgroup v2, host or setting."""
+    """`limit`, `anonymous` and `swap` in bytes; `source`: cgroup v1, cgroup v2, host or setting.
+
+    `limit - anonymous` can still be had. `swap`: what was moved to disk, and is no longer in `anonymous`.
+    `pressure`: percent of the last ten seconds in which some task waited for memory, in the group where the kernel
+    measures it there (v2), else on the host; None where it does not measure it.
+    """
 
     limit: int
     source: str
     anonymous: int
+    swap: int = 0
+    pressure: float | None = None
 
 
 class Domain:
@@ -33,38 +45,56 @@ class Domain:
     def __init__(self, limit: int = 0, root: Path = Path("/")) -> None:
         self.fixed = limit
         self.root = root
+        self._proc = os.fspath(root / "proc")
+        self._membership: bytes | None = None
+        self._version = V2
+        self._found: tuple[str, ...] = ()
 
     def read(self) -> Reading:
+        """How it is now: limits change, and processes are moved, while they run. Raises OSError without meminfo."""
         host = self._host()
-        found = min([host, *self._groups()], key=lambda reading: reading.limit)
-        return Reading(self.fixed, "setting", found.anonymous) if self.fixed else found
+        levels = [host, *self._groups(host.pressure)]
+        tightest = min(levels, key=lambda level: level.limit)
+        limit = min(self.fixed or tightest.limit, tightest.limit)
+        # What others took of a wider limit above is missing here too. It counts as used, instead of that limit being
+        # the answer: a job that is larger than the tightest limit never fits, whatever the others do.
+        short = limit - min(level.limit - level.anonymous for level in levels)
+        found = replace(tightest, anonymous=max(tightest.anonymous, short))
+        return replace(found, limit=self.fixed, source="setting") if self.fixed else found
 
     def _host(self) -> Reading:
-        fields = _fields(self.root / "proc/meminfo")
-        return Reading(fields["MemTotal:"] * 1024, "host", (fields["AnonPages:"] + fields["Shmem:"]) * 1024)
+        text = b"\n" + _read(f"{self._proc}/meminfo")
+        total, anonymous, shared, swap, free = (_field(text, key) * 1024 for key in MEMINFO)
+        if not total:
+            raise OSError(f"{self._proc}/meminfo does not tell MemTotal")
+        return Reading(total, "host", anonymous + shared, max(swap - free, 0), _some(f"{self._proc}/pressure/memory"))
 
-    def _groups(self) -> Iterator[Reading]:
-        for line in _lines(self.root / "proc/self/cgroup"):
-            controllers, colon, path = line.partition(":")[2].partition(":")
-            if colon and not controllers:
-                yield from self._ancestors("sys/fs/cgroup", path, "cgroup v2", "memory.max", "anon")
-            elif "memory" in controllers.split(","):
-                yield from self._ancestors(
-                    "sys/fs/cgroup/memory", path, "cgroup v1", "memory.limit_in_bytes", "total_rss"
-                )
+    def _groups(self, of_host: float | None) -> Iterator[Reading]:
+        """Those with a limit, the own one first."""
+        for folder in self._folders():
+            limit = min(_limit(_number(_read(f"{folder}/{name}"))) for name in self._version.limits)
+            own = folder is self._found[0]
+            if limit == NO_LIMIT and not own:
+                continue
+            text = b"\n" + _read(f"{folder}/memory.stat")
+            counted = sum(_field(text, key) for key in self._version.counted)
+            if self._version is V2:
+                swap, pressure = _number(_read(f"{folder}/memory.swap.current")), _some(f"{folder}/memory.pressure")
+            else:
+                swap, pressure = _field(text, b"\ntotal_swap "), None
+                if own:  # what holds from above is told here, be it out of sight
+                    limit = min(limit, _limit(_field(text, b"\nhierarchical_memory_limit ")))
+            if limit < NO_LIMIT:
+                yield Reading(limit, self._version.source, counted, swap, of_host if pressure is None else pressure)
 
-    def _ancestors(self, mount: str, path: str, source: str, limit_file: str, field: str) -> Iterator[Reading]:
-        top = self.root / mount
-        folder = top / path.lstrip("/")
-        if not folder.is_dir():  # in a container the path is the host's, and the group is mounted at the top
-            folder = top
-        while True:
-            text = next(_lines(folder / limit_file), "max")
-            if text.isdecimal() and int(text) < NO_LIMIT:
-                yield Reading(int(text), source, _fields(folder / "memory.stat").get(field, 0))
-            if folder == top:
-                return
-            folder = folder.parent
+    def _folders(self) -> tuple[str, ...]:
+        membership = _read(f"{self._proc}/self/cgroup")
+        if membership != self._membership:
+            mountinfo = _read(f"{self._proc}/self/mountinfo", paged=True)
+            self._version, found = memory_groups(os.fsdecode(membership), os.fsdecode(mountinfo), self.root)
+            self._found = tuple(os.fspath(folder) for folder in found if os.path.lexists(folder))
+            self._membership = membership
+        return self._found
 
 
 def rss_anon(pid: int) -> int:
@@ -104,31 +134,47 @@ def _children(pid: int) -> Iterator[int]:
     except OSError:
         return
     for thread in threads:  # each lists those that it has forked itself
-        yield from map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
+        yield from map(int, _read(f"/proc/{pid}/task/{thread}/children", paged=True).split())
 
 
-def _read(path: str) -> bytes:
-    """Empty when it cannot be read. The kernel hands out long lists by the page, so to the end; pathlib costs twice."""
+def _read(path: str, *, paged: bool = False) -> bytes:
+    """Empty when it cannot be read. `paged`: a list, of which the kernel hands out a page at a time.
+
+    It is called hundreds of times a second, and pathlib takes twice as long.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
     try:
-        return b"".join(iter(lambda: os.read(descriptor, 1 << 16), b""))
+        text = part = os.read(descriptor, 1 << 14)
+        while paged and part:
+            part = os.read(descriptor, 1 << 14)
+            text += part
+        return text
     except OSError:  # the process, or the group, ended meanwhile
         return b""
     finally:
         os.close(descriptor)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        yield from path.read_text(errors="surrogateescape").splitlines()  # names of groups are bytes
-    except OSError:
-        return
+def _field(text: bytes, key: bytes) -> int:
+    """The number that follows `key`, which begins with the end of the line before; 0 when there is none."""
+    start = text.find(key) + len(key)
+    words = text[start : start + 40].split(maxsplit=1) if start >= len(key) else ()
+    return _number(words[0]) if words else 0
 
 
-def _fields(path: Path) -> dict[str, int]:
-    """`name 123 …` lines of a kernel file."""
-    pairs = (line.split() for line in _lines(path))
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) > 1 and pair[1].isdecimal()}
+def _number(text: bytes) -> int:
+    digits = text.strip()
+    return int(digits) if digits.isdigit() and len(digits) < 20 else 0
+
+
+def _limit(number: int) -> int:
+    return min(number or NO_LIMIT, NO_LIMIT)
+
+
+def _some(path: str) -> float | None:
+    """The first average of a file of pressure stall information."""
+    found = _SOME.match(_read(path))
+    return float(found[1]) if found else None
