@@ -4,7 +4,8 @@
     ├─ StageError                         what a stage may raise; decides what happens to the job
     │  ├─ Transient(retry_in)             try again: first in place, later through the ledger
     │  ├─ Rejected                        bad input, or the validator's no: never retried
-    │  └─ Cancelled                       the job was asked to stop
+    │  ├─ Cancelled                       the job was asked to stop
+    │  └─ OutOfMemory                     it needs more memory than was reserved: tried again with more
     ├─ GivenBack                          the job leaves this host without costing an attempt
     │  ├─ NeedsMemory(need)               ... because a stage needs more bytes than are reserved
     │  └─ ServiceDown(retry_in)           ... because a service outside does not work now
@@ -73,6 +74,12 @@ class Cancelled(StageError):
     """A person asked the job to stop."""
 
     code = "cancelled"
+
+
+class OutOfMemory(StageError):
+    """The job uses more than it reserved, and the host is short of memory; or the memory has run out."""
+
+    code = "out_of_memory"
 
 
 class GivenBack(NcrError):

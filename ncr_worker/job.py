@@ -34,6 +34,7 @@ class Reason(StrEnum):
     HOST_LOST = "host_lost"
     WORKER_LOST = "worker_lost"
     SERVICE_DOWN = "service_down"
+    OUT_OF_MEMORY = "out_of_memory"  # it used more than it had reserved
     WINDING_UP = "winding_up"  # its end is decided; one more run cleans up what it left outside
 
 

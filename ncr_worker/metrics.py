@@ -159,6 +159,10 @@ class CountedWork(Work):
         super().lost(number, token, note, reason)
         self.metrics.lost.labels(reason.value).inc()
 
+    def outgrown(self, number: int, token: int, *, used: int, limit: int, actor: str) -> None:
+        super().outgrown(number, token, used=used, limit=limit, actor=actor)
+        self.metrics.lost.labels(Reason.OUT_OF_MEMORY.value).inc()
+
     def _completed(self, running: Job) -> None:
         duration = time.monotonic() - self._clock.entered
         self.metrics.stages.labels(running.kind, self._clock.stage or "").observe(duration)

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from ncr_worker.board import Board
-from ncr_worker.errors import Cancelled, GivenBack, LostOwnership
+from ncr_worker.errors import Cancelled, GivenBack, LostOwnership, OutOfMemory
 from ncr_worker.job import Job, Reason, State
 from ncr_worker.ledger import Work
 from ncr_worker.memory.slots import JobSlot, Order
@@ -96,6 +96,8 @@ class ActiveRun:
             raise Cancelled("cancelled on request")
         if order is Order.GIVE_BACK:
             raise GivenBack("the worker stops", reason=Reason.GIVEN_BACK)
+        if order is Order.OUTGROWN:
+            raise OutOfMemory("uses more memory than was reserved, and the host is short of it")
         if order is Order.LOST:
             raise LostOwnership(f"job {self.job.id} is not ours any more")
 

@@ -14,11 +14,21 @@ from typing import Any
 
 from ncr_worker import logs
 from ncr_worker.board import Board
-from ncr_worker.errors import Cancelled, GivenBack, LostOwnership, NcrError, NeedsMemory, StageError, Transient
+from ncr_worker.errors import (
+    Cancelled,
+    GivenBack,
+    LostOwnership,
+    NcrError,
+    NeedsMemory,
+    OutOfMemory,
+    StageError,
+    Transient,
+)
 from ncr_worker.job import Reason, State
 from ncr_worker.ledger import Checkpoint, Claim, Ledger
-from ncr_worker.memory.domain import rss_anon
+from ncr_worker.memory.domain import Domain, rss_anon
 from ncr_worker.memory.slots import JobSlot, Slots
+from ncr_worker.memory.watch import end_descendants
 from ncr_worker.pipeline import Parcel, Pipeline, Stage
 from ncr_worker.run import ActiveRun, Connectors
 from ncr_worker.settings import Settings
@@ -39,7 +49,6 @@ class Runner:
         self.pipelines = pipelines
         self.slots = slots
         self.connectors = Connectors(settings)
-        self.baseline = rss_anon(os.getpid())
 
     def run(self, kind: str, job_id: str, token: int, slot: int) -> None:
         """Run the job if this message is its first and only one; a stale or doubled message leaves no trace."""
@@ -49,7 +58,7 @@ class Runner:
         if claim is None:
             return
         mine = JobSlot(self.slots, slot, token)
-        if not mine.begin(self.baseline):
+        if not mine.begin(rss_anon(os.getpid())):
             return
         clean = False
         try:
@@ -57,6 +66,7 @@ class Runner:
                 self._run(ActiveRun(claim.job, pipeline, self.connectors, self.ledger.work, self.board, mine), claim)
             clean = True
         finally:
+            end_descendants(os.getpid())  # what the job has started and left behind is not in the next one's bill
             mine.leave(clean=clean)
 
     def _run(self, run: ActiveRun, claim: Claim) -> None:
@@ -83,7 +93,9 @@ class Runner:
                 self.ledger.work.enter(run.job, stage.name, done=done)
             need = run.pipeline.need(stage, parcel)
             if need > run.slot.reserved:
-                raise NeedsMemory(need)
+                if not run.slot.ask(need):
+                    raise NeedsMemory(need)
+                self.ledger.work.granted(run.job, need)
             run.slot.lower(need)
             run.enter(stage)
             parcel = self._stage(stage, run, parcel)
@@ -136,7 +148,7 @@ class Runner:
         except (LostOwnership, DatabaseAway) as order:
             return order
         except Cancelled as order:
-            return order if isinstance(error, GivenBack | Transient | MemoryError) else error
+            return order if isinstance(error, GivenBack | Transient | OutOfMemory | MemoryError) else error
         return error
 
     def _conclude(self, run: ActiveRun, error: Exception) -> None:
@@ -145,6 +157,8 @@ class Runner:
                 log.warning("left the job alone: %s", error)
             case GivenBack():
                 self._give_back(run, error)
+            case OutOfMemory() | MemoryError():  # Celery would end the whole worker; it is this job's trouble alone
+                self._outgrow(run)
             case Cancelled():
                 self._fail(run, error, state=State.CANCELLED)
             case Transient():
@@ -153,8 +167,6 @@ class Runner:
                 raise error  # the ledger, for longer than our patience: main sees a dirty leave
             case NcrError():
                 self._fail(run, error)
-            case MemoryError():  # Celery would end the whole worker; it is this job's trouble alone
-                self._retry(run, Transient("the stage ran out of memory", code="out_of_memory"))
             case _:
                 reference = secrets.token_hex(4)
                 log.error("bug in a stage, reference %s", reference, exc_info=error)
@@ -172,6 +184,13 @@ class Runner:
             job, reason=Reason.RETRY, retry_in=pause, counted=True, error_code=error.code, error=str(error)
         )
         run.show(State.QUEUED, message=str(error), event=True)
+
+    def _outgrow(self, run: ActiveRun) -> None:
+        used, limit = run.slot.peak, Domain(self.settings.host_memory_bytes).read().limit
+        log.warning("ran out of memory: used %d bytes, %d were reserved", used, run.slot.reserved)
+        self.ledger.work.outgrown(run.job.number, run.job.token or 0, used=used, limit=limit, actor="runner")
+        run.show(State.QUEUED, message="ran out of memory; it is tried again with more", event=True)
+        self.board.wake()
 
     def _give_back(self, run: ActiveRun, error: GivenBack) -> None:
         log.info("gave the job back: %s", error)

@@ -183,7 +183,7 @@ def started(host: WorkerHost, send: Callable[[Picked, int], object]) -> Feeder:
     folder = host.settings.work_folder / "kernel"
     (folder / "proc").mkdir(parents=True, exist_ok=True)
     (folder / "proc/meminfo").write_text(f"MemTotal: {1000 * 1024} kB\nAnonPages: 0 kB\nShmem: 0 kB\n")
-    feeder.budget.domain = Domain(root=folder)
+    feeder.watch.domain = Domain(root=folder)
     feeder.start()
     return feeder
 

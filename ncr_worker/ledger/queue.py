@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +17,8 @@ from ncr_worker.picking import Room, Round, Waiting
 from ncr_worker.sql import Database, now
 
 __all__ = ["WINDOW", "Offer", "Picked", "Queue"]
+
+SERVES = 0.2  # seconds after which what was read ahead no longer tells that nothing else would fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,11 @@ class Queue:
         """A run of one of the tenant's jobs has ended here."""
         self._spent[tenant] = self._spent.get(tenant, 0.0) + byte_seconds
 
+    @property
+    def dry(self) -> bool:
+        """Nothing that was read ahead is left."""
+        return self._ahead is None or not self._ahead.jobs
+
     def pick(self, offer: Offer, *, fresh: bool = True) -> list[Picked]:
         """Take the next jobs that fit; they are `dispatched` to the host when this returns.
 
@@ -71,7 +79,7 @@ class Queue:
         ahead, self._ahead = self._ahead, None  # should this go wrong, the next pick looks again
         if fresh:
             ahead = None
-        elif ahead is not None and ahead.whole:
+        elif ahead is not None and not self._is_old(ahead):
             most = Round(offer.room, self.overtake_limit).most
             if not any(waiting.need <= most for waiting in ahead.jobs):
                 self._ahead = ahead
@@ -95,7 +103,7 @@ class Queue:
         search.go_through(ahead.jobs, used)
         if looked:
             search.go_deeper(ahead)
-        elif not (round_.done or ahead.whole):
+        elif not round_.done and self._is_old(ahead):
             return self._pick(connection, offer)  # there may be more behind it
         picked = [
             Picked(waiting.number, waiting.job_id, waiting.kind, token, waiting.need, waiting.tenant)
@@ -105,6 +113,9 @@ class Queue:
         gone = {waiting.number for waiting in round_.taken}
         left = tuple(changed.get(each.number, each) for each in ahead.jobs if each.number not in gone)
         return picked, replace(ahead, jobs=left)
+
+    def _is_old(self, ahead: Ahead) -> bool:
+        return not ahead.whole and time.monotonic() - ahead.read_at > SERVES
 
     def _note_refused(self, connection: Connection, search: Search, *, looked: bool) -> dict[int, Waiting]:
         """Write down who was passed, and who waits for memory; these, as they are then."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ class Ahead:
     tenants: tuple[str, ...]
     used: Mapping[str, float]
     whole: bool
+    read_at: float  # monotonic seconds
 
 
 class Search:
@@ -59,7 +61,7 @@ class Search:
             if len(jobs) >= WINDOW and tenant != tenants[-1]:
                 whole = False
                 break
-        return Ahead(tuple(jobs), tuple(tenants), used, whole)
+        return Ahead(tuple(jobs), tuple(tenants), used, whole, time.monotonic())
 
     def go_through(self, jobs: Iterable[Waiting], used: Mapping[str, float]) -> None:
         """Offer the jobs to the round, in turn."""

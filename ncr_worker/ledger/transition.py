@@ -105,8 +105,20 @@ def wind_up(
     return target if moved else None
 
 
-def lose(connection: Connection, number: int, *, actor: str, reason: Reason, token: int, note: str) -> None:
+def lose(
+    connection: Connection,
+    number: int,
+    *,
+    actor: str,
+    reason: Reason,
+    token: int,
+    note: str,
+    error: str | None = None,
+    need: int | None = None,
+) -> None:
     """A child or its host died: queued again, or failed when its attempts are used up.
+
+    `error`: what is to be said of it then; `need`: bytes to reserve from now on.
 
     After the last attempt it is queued once more, for the runner to clean up outside; only if that dies too does
     it fail here. An end that we made ourselves (GIVEN_BACK: the worker stops) costs no attempt.
@@ -118,16 +130,16 @@ def lose(connection: Connection, number: int, *, actor: str, reason: Reason, tok
     ).one_or_none()
     if row is None:
         return
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {} if need is None else {"need": need}
     pause = 0.0
     counted = reason is not Reason.GIVEN_BACK
     if row.state == State.RUNNING and counted:
         pause = min(0.25 * 2 ** (row.attempt - 1), 30.0)
-        text = f"the process that ran it died {row.attempt} times; last: {note}"
-        values = {"error_code": reason.value, "error": text}
+        text = error or f"the process that ran it died {row.attempt} times; last: {note}"
+        values |= {"error_code": reason.value, "error": text}
         if row.attempt > row.max_attempts:  # in its clean-up: its end was decided before
             if row.error_code and row.error_code != reason:
-                values = {"error_code": row.error_code, "error": row.error}
+                values |= {"error_code": row.error_code, "error": row.error}
             code, text = values["error_code"], values["error"]
             wind_up(connection, number, State.RUNNING, actor=actor, code=code, text=text, token=token)
             return
@@ -142,6 +154,29 @@ def lose(connection: Connection, number: int, *, actor: str, reason: Reason, tok
         note=note,
         **values,
     )
+
+
+def outgrow(connection: Connection, number: int, *, actor: str, token: int, used: int, limit: int) -> None:
+    """The run ran out of memory: queued again with more, or failed, with its history, when its attempts are used up.
+
+    `used`: the most that it was seen to use; `limit`: bytes of its host, which it may have once, alone.
+    """
+    row = connection.execute(
+        select(job.c.reserved, job.c.attempt, job.c.max_attempts, job.c.error_code, job.c.error).where(
+            job.c.number == number, job.c.token == token
+        )
+    ).one_or_none()
+    if row is None:
+        return
+    need = max(2 * row.reserved, used * 5 // 4)
+    if row.reserved < limit:
+        need = min(need, limit)
+    if row.attempt >= row.max_attempts:
+        need = 0  # all that is left to do is to clean up
+    note = f"out of memory: used {used >> 20:,} MiB, {row.reserved >> 20:,} MiB were reserved"
+    known = row.error if row.error_code == Reason.OUT_OF_MEMORY else None
+    error = f"{known}; then {used >> 20:,} of {row.reserved >> 20:,} MiB" if known else note
+    lose(connection, number, actor=actor, reason=Reason.OUT_OF_MEMORY, token=token, note=note, error=error, need=need)
 
 
 def dispatch(connection: Connection, jobs: Sequence[Waiting], host: str, *, locked: bool) -> list[tuple[Waiting, int]]:

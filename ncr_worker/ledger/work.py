@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from ncr_worker.errors import Cancelled, GivenBack, LostOwnership
 from ncr_worker.job import Job, Reason, State
 from ncr_worker.ledger.tables import JOB_COLUMNS, checkpoint, hold, job, to_job
-from ncr_worker.ledger.transition import lose, move, remark, requeue
+from ncr_worker.ledger.transition import lose, move, outgrow, remark, requeue
 from ncr_worker.sql import Database, now
 
 
@@ -160,6 +160,16 @@ class Work:
     def lost(self, number: int, token: int, note: str, reason: Reason = Reason.WORKER_LOST) -> None:
         """The child that ran the job died (seen by its host). GIVEN_BACK: it was ended because the worker stops."""
         self.database.transact(lambda c: lose(c, number, actor="feeder", reason=reason, token=token, note=note))
+
+    def outgrown(self, number: int, token: int, *, used: int, limit: int, actor: str) -> None:
+        """The run ran out of memory, having used at most `used` bytes on a host of `limit` bytes."""
+        self.database.transact(lambda c: outgrow(c, number, actor=actor, token=token, used=used, limit=limit))
+
+    def granted(self, running: Job, reserved: int) -> None:
+        """The host lets the run have so many bytes from now on."""
+        values = {"reserved": reserved, "granted": reserved}
+        statement = update(job).where(job.c.number == running.number, job.c.token == running.token).values(**values)
+        self.database.transact(lambda connection: connection.execute(statement))
 
     def recall(self, number: int, token: int, note: str) -> bool:
         """Take a dispatched job back before any child has claimed it; False when one has."""

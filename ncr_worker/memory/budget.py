@@ -1,34 +1,122 @@
-"""What a worker host may spend: its limit times the allowed share, less what others on it use."""
+"""What a worker host may spend, who holds how much of it, and who has to go. Pure: no I/O, no clock.
+
+The budget is the limit times the allowed share, less what others use. A job is charged what it has reserved, or what
+it was seen to use when that is more.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-from ncr_worker.ledger import HostFigures
-from ncr_worker.memory.domain import Domain
-from ncr_worker.memory.slots import Phase, Slots
+DANGER = 0.95  # of the limit: above it the kernel may soon choose a victim, so we do
+FASTEST = 2 << 30  # bytes a second that one core touches at most
+SOONEST, AT_EASE = 0.01, 0.5  # seconds between two samples
 
 
-class Budget:
-    """`share`: 0..1 of the limit that jobs and others may use together. Kept in the worker's main process."""
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One job on this host. Sizes in bytes; `since`: monotonic seconds; `ending`: it was told to leave."""
 
-    def __init__(self, domain: Domain, slots: Slots, share: float) -> None:
-        self.domain = domain
-        self.slots = slots
-        self.share = share
+    index: int
+    token: int
+    reserved: int
+    observed: int = 0
+    pid: int = 0  # 0: no child has claimed it yet
+    since: float = 0.0
+    ending: bool = False
 
-    def figures(self, held: Iterable[int]) -> HostFigures:
-        """The host now, with jobs in the slots `held`."""
-        reading = self.domain.read()
-        slots = {index: self.slots.read(index) for index in held}
-        observed = {index: self.slots.sample(index) for index, slot in slots.items() if slot.phase is Phase.RUNNING}
-        others = max(reading.anonymous - sum(observed.values()), 0)
-        return HostFigures(
-            limit_bytes=reading.limit,
-            limit_source=reading.source,
-            budget=max(int(reading.limit * self.share) - others, 0),
-            others=others,
-            reserved=sum(max(slot.reserved, observed.get(index, 0)) for index, slot in slots.items()),
-            slots=self.slots.count,
-            running=len(slots),
-        )
+    @property
+    def bytes(self) -> int:
+        return max(self.reserved, self.observed)
+
+    @property
+    def over(self) -> bool:
+        return self.observed > self.reserved
+
+
+@dataclass(frozen=True)
+class Load:
+    """A host's memory at one moment. `anonymous`: what all its processes use; `share`: 0..1 of `limit`."""
+
+    limit: int
+    source: str
+    anonymous: int
+    share: float
+    charges: tuple[Charge, ...] = ()
+
+    @cached_property
+    def observed(self) -> int:
+        return sum(charge.observed for charge in self.charges)
+
+    @cached_property
+    def others(self) -> int:
+        return max(self.anonymous - self.observed, 0)
+
+    @cached_property
+    def budget(self) -> int:
+        return max(int(self.limit * self.share) - self.others, 0)
+
+    @cached_property
+    def charged(self) -> int:
+        return sum(charge.bytes for charge in self.charges)
+
+    @property
+    def free(self) -> int:
+        return max(self.budget - self.charged, 0)
+
+    @property
+    def exceeded(self) -> bool:
+        """More is charged than may be, and not for a job that has the host alone. What is ending counts no more."""
+        staying = [charge.bytes for charge in self.charges if not charge.ending]
+        return len(staying) > 1 and sum(staying) > self.budget
+
+    def may_grow(self, charge: Charge, need: int) -> bool:
+        """Whether the job may go on with `need` bytes; alone on the host it may have all there is."""
+        if len(self.charges) == 1:
+            return need <= self.limit
+        return need - charge.bytes <= self.budget - self.charged
+
+
+def victims(load: Load, now: float) -> list[Charge]:
+    """Who has to leave because more is charged than the host may spend: only those that use more than they reserved.
+
+    The one whose loss costs least goes first: the smallest elapsed time x reserved bytes.
+    """
+    staying = [charge for charge in load.charges if not charge.ending]
+    charged, left = sum(charge.bytes for charge in staying), len(staying)
+    chosen = []
+    for charge in _cheapest_first(staying, now):
+        if left <= 1 or charged <= load.budget or not charge.over:
+            break
+        chosen.append(charge)
+        charged -= charge.bytes
+        left -= 1
+    return chosen
+
+
+def doomed(load: Load, now: float) -> list[Charge]:
+    """Who has to end at once, or the kernel would choose: those over their reservation first, whoever was told to
+    leave among them, then others."""
+    used, chosen = load.anonymous, []
+    for charge in _cheapest_first(load.charges, now):
+        if used <= load.limit * DANGER:
+            break
+        if charge.observed:
+            chosen.append(charge)
+            used -= charge.observed
+    return chosen
+
+
+def next_look(load: Load, cores: int) -> float:
+    """Seconds in which the running jobs can touch half of what is left, at most."""
+    running = sum(1 for charge in load.charges if charge.pid)
+    left = load.limit * DANGER - load.anonymous
+    fastest = 2 * FASTEST * max(min(running, cores), 1)
+    return min(max(left / fastest, SOONEST), AT_EASE)
+
+
+def _cheapest_first(charges: Sequence[Charge], now: float) -> list[Charge]:
+    running = [charge for charge in charges if charge.pid]
+    return sorted(running, key=lambda one: (not one.ending, not one.over, (now - one.since) * one.reserved))

@@ -9,14 +9,16 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import time
 from dataclasses import dataclass
 from enum import IntEnum
 
-from ncr_worker.memory.domain import rss_anon
+from ncr_worker.memory.domain import tree_anon
 
-# phase, token, pid, reserved, peak, order, baseline: eight bytes each, aligned. The phase is read first and written
-# last: what a child wrote before it is then there too.
-_SLOT = struct.Struct("=7q")
+# phase, token, pid, reserved, peak, order, baseline, asked: eight bytes each, aligned. The phase is read first and
+# written last: what a child wrote before it is then there too.
+_SLOT = struct.Struct("=8q")
+PATIENCE = 1.0  # seconds that a child waits for the answer to a wish for more memory
 
 
 class Phase(IntEnum):
@@ -32,11 +34,15 @@ class Order(IntEnum):
     CANCEL = 1  # a person asked for it
     GIVE_BACK = 2  # the worker stops
     LOST = 3  # the job is not this host's any more
+    OUTGROWN = 4  # it uses more than it reserved, and the host is short of memory
+
+
+_PHASES, _ORDERS = tuple(Phase), tuple(Order)  # by number: a lookup costs a tenth of the call
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Sizes in bytes. `peak`: most anonymous memory seen above `baseline`, what the child had before its first job."""
+    """Sizes in bytes. `peak`: most anonymous memory seen above `baseline`, what the child had before the job."""
 
     token: int
     pid: int
@@ -45,6 +51,7 @@ class Slot:
     phase: Phase
     order: Order
     baseline: int
+    asked: int = 0  # bytes that the stage to come needs, as long as main has not answered
 
 
 class Slots:
@@ -55,8 +62,9 @@ class Slots:
         """Readable when a child has written; also rung by whoever has news for the feeder."""
 
     def read(self, index: int) -> Slot:
-        phase, token, pid, reserved, peak, order, baseline = _SLOT.unpack_from(self._memory, index * _SLOT.size)
-        return Slot(token, pid, reserved, peak, Phase(phase), Order(order), baseline)
+        values = _SLOT.unpack_from(self._memory, index * _SLOT.size)
+        phase, token, pid, reserved, peak, order, baseline, asked = values
+        return Slot(token, pid, reserved, peak, _PHASES[phase], _ORDERS[order], baseline, asked)
 
     def ring(self) -> None:
         os.eventfd_write(self.bell, 1)
@@ -78,14 +86,20 @@ class Slots:
         self.put(index, 5, order)
 
     def sample(self, index: int) -> int:
-        """Anonymous bytes that the running job uses now; its peak is kept in the slot."""
+        """Anonymous bytes that the running job uses now, with all processes it has started; its peak is kept."""
         slot = self.read(index)
-        used = max(rss_anon(slot.pid) - slot.baseline, 0)
-        self.put(index, 4, max(used, slot.peak))
+        used = max(tree_anon(slot.pid) - slot.baseline, 0)
+        if used > slot.peak and self.read(index).token == slot.token:
+            self.put(index, 4, used)
         return used
 
+    def answer(self, index: int, reserved: int) -> None:
+        """What a child that asked for more has reserved from now on; as much as before: no."""
+        self.put(index, 3, reserved)
+        self.put(index, 7, 0)
+
     def _write(self, index: int, slot: Slot) -> None:
-        values = (slot.phase, slot.token, slot.pid, slot.reserved, slot.peak, slot.order, slot.baseline)
+        values = (slot.phase, slot.token, slot.pid, slot.reserved, slot.peak, slot.order, slot.baseline, slot.asked)
         _SLOT.pack_into(self._memory, index * _SLOT.size, *values)
 
     def put(self, index: int, field: int, value: int) -> None:
@@ -118,7 +132,7 @@ class JobSlot:
         return self._slots.read(self._index).token == self._token
 
     def begin(self, baseline: int) -> bool:
-        """This process runs the job. `baseline`: its anonymous bytes before its first job.
+        """This process runs the job. `baseline`: its anonymous bytes before the job.
 
         False when the slot was given to another job meanwhile: then this one is no longer ours.
         """
@@ -133,6 +147,16 @@ class JobSlot:
         """The stage that runs now needs only so much; the reservation never grows this way."""
         self._slots.put(self._index, 3, min(need, self.reserved))
         self._slots.ring()
+
+    def ask(self, need: int) -> bool:
+        """Whether main lets the job have `need` bytes. No answer is a no."""
+        self._slots.put(self._index, 7, need)
+        self._slots.ring()
+        deadline = time.monotonic() + PATIENCE
+        while self._slots.read(self._index).asked and time.monotonic() < deadline:
+            time.sleep(0.002)
+        self._slots.put(self._index, 7, 0)
+        return self.reserved >= need
 
     def leave(self, *, clean: bool) -> None:
         if self.mine:

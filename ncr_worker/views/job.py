@@ -28,9 +28,10 @@ WAITS: Mapping[str, str] = {
     Reason.HOST_LOST: "its worker host was lost; the next one goes on with it",
     Reason.WORKER_LOST: "its process was lost; the next one goes on with it",
     Reason.SERVICE_DOWN: "waits for a service that does not work now",
+    Reason.OUT_OF_MEMORY: "used more memory than was reserved; waits until more is free",
     Reason.WINDING_UP: "has ended; what it left outside is being cleaned up",
 }
-FOR_MEMORY = (Reason.NO_MEMORY, Reason.YIELDED)
+FOR_MEMORY = (Reason.NO_MEMORY, Reason.YIELDED, Reason.OUT_OF_MEMORY)
 NO = "validation_failed"
 
 

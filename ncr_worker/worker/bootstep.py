@@ -55,6 +55,7 @@ class FeederStep(bootsteps.StartStopStep):
         app.ledger.work = CountedWork(app.database, worker.app.metrics)
         feeder = Feeder(settings, app.ledger, worker.app.slots, worker.app.send_job, app.pipelines)
         feeder.start()
+        self.resources.enter_context(feeder.watch)
         self.resources.enter_context(on_wake(app.board, feeder.wake))
         self.resources.enter_context(Sweep(settings, app.ledger))
         self.resources.enter_context(Reporter(settings, app.database, worker.app.metrics))

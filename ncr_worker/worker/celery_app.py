@@ -92,6 +92,7 @@ def create_celery(settings: Settings | None = None) -> WorkerApp:
     with_pipelines.close()
     setup_logging.connect(lambda **_: logs.configure(settings), weak=False)
     worker_process_init.connect(_die_with_parent, weak=False)
+    worker_process_init.connect(_lead_a_group, weak=False)
     worker_process_init.connect(lambda **_: app.metrics.children.inc(), weak=False)
     return app
 
@@ -108,6 +109,11 @@ def _add_task(app: WorkerApp, kind: str, most: int | None) -> None:
 def _die_with_parent(**_: Any) -> None:
     """A child whose worker was killed must not go on: its memory is no longer in anybody's books."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _lead_a_group(**_: Any) -> None:
+    """So that all that its jobs have started can be found when it dies."""
+    os.setpgid(0, 0)
 
 
 def _configuration(settings: Settings) -> dict[str, Any]:

@@ -9,18 +9,21 @@ from __future__ import annotations
 import logging
 import os
 import select
-import signal
 import threading
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 
 from ncr_worker.job import Reason, State
-from ncr_worker.ledger import Ledger, Offer, Picked
-from ncr_worker.memory.budget import Budget
+from ncr_worker.ledger import HostFigures, Ledger, Offer, Picked
+from ncr_worker.ledger.queue import SERVES
 from ncr_worker.memory.domain import Domain
 from ncr_worker.memory.slots import Order, Phase, Slots
+from ncr_worker.memory.watch import Watch, end, end_group
+from ncr_worker.picking import TYPICAL
 from ncr_worker.settings import Settings
 from ncr_worker.sql import DatabaseAway
 from ncr_worker.worker.processes import has_ended, open_pid, pid_of
@@ -42,9 +45,16 @@ class Held:
 
     job: Picked
     sent_at: float
+    picked_at: float = field(default_factory=time.monotonic)
     pidfd: int | None = None
     pid: int = 0
+    reserved: int = 0  # as last seen
     ordered_at: float | None = None
+
+    @property
+    def byte_seconds(self) -> float:
+        """What it has cost its tenant; at first as much as if it lasted typically."""
+        return self.job.reserved * max(time.monotonic() - self.picked_at, TYPICAL)
 
 
 class Feeder:
@@ -58,32 +68,48 @@ class Feeder:
         self.slots = slots
         self.send = send
         self.kinds = None if kinds is None else tuple(sorted(kinds))
-        self.budget = Budget(Domain(settings.host_memory_bytes), slots, settings.max_memory_usage_percent / 100)
+        self.watch = Watch(Domain(settings.host_memory_bytes), slots, settings.max_memory_usage_percent / 100)
         self.incarnation = str(uuid.uuid4())
         self.held: dict[int, Held] = {}
         self.draining = False
         self._stopped = threading.Event()
-        self._woken = True
-        self._next_poll = self._next_beat = 0.0
+        self._room = self._news = True  # a slot may be free; there may be other candidates than those read ahead
+        self._next_poll = self._next_beat = self._looked = 0.0
         self._in_touch_since: float | None = None  # with the database, without a gap
         self._settling = 2 * settings.host_heartbeat  # seconds in touch before this host calls another one dead
         self._mute_until = 0.0  # the broker did not take the last message
+        self.cpu = self.publish_cpu = 0.0  # seconds that rounds took, without sending; that sending took
 
     # --- life -----------------------------------------------------------------------------------------
     def start(self) -> None:
         """Register the host; its earlier incarnation's jobs are released. Raises ConfigError, DatabaseAway."""
-        released = self.ledger.hosts.register(self.settings.host, self.incarnation, self.budget.figures(self.held))
+        released = self.ledger.hosts.register(self.settings.host, self.incarnation, self.figures())
         if released:
             log.warning("released %d jobs of this host's earlier life", released)
 
     def run(self) -> None:
         while not self._stopped.is_set():
+            began, sent = time.thread_time(), self.publish_cpu
             self._survive(self.round)
             self._wait()
+            self.cpu += time.thread_time() - began - (self.publish_cpu - sent)
+
+    def figures(self) -> HostFigures:
+        load = self.watch.load()
+        return HostFigures(
+            limit_bytes=load.limit,
+            limit_source=load.source,
+            budget=load.budget,
+            others=load.others,
+            reserved=load.charged,
+            observed=load.observed,
+            slots=self.slots.count,
+            running=len(self.held),
+        )
 
     def wake(self) -> None:
         """There may be work: look at once. Any thread."""
-        self._woken = True
+        self._news = True
         self.slots.ring()
 
     def drain(self, grace: float) -> None:
@@ -117,8 +143,9 @@ class Feeder:
             self._look_after(index, now)
         if now >= self._next_poll:
             self._pass_orders(now)
-            self._woken, self._next_poll = True, now + POLL
-        if self._woken and not self.draining:
+            self._room = self._news = True
+            self._next_poll = now + POLL
+        if (self._room or self._news) and not self.draining:
             self._feed()
 
     def _look_after(self, index: int, now: float) -> None:
@@ -136,13 +163,23 @@ class Feeder:
         elif slot.phase is Phase.LEFT_DIRTY:
             self._lose(index, "its child could not reach the ledger")
         elif held.pidfd is None or has_ended(held.pidfd):
+            end_group(slot.pid)
             self._lose(index, f"process {slot.pid} died")
         else:
-            self.slots.sample(index)
+            if slot.asked:
+                self._answer(index, slot.asked)
+            self._room |= slot.reserved < held.reserved
+            held.reserved = slot.reserved
             grace = STOP_GRACE if slot.order is Order.GIVE_BACK else ORDER_GRACE
             if held.ordered_at is not None and now - held.ordered_at > grace:
                 log.warning("job %s did not follow its order: ending process %d", held.job.job_id, slot.pid)
-                signal.pidfd_send_signal(held.pidfd, signal.SIGKILL)
+                end(slot.pid)
+
+    def _answer(self, index: int, asked: int) -> None:
+        """The stage to come needs more than is reserved: it may have that if it is there."""
+        load = self.watch.load()
+        mine = next(charge for charge in load.charges if charge.index == index)
+        self.slots.answer(index, asked if load.may_grow(mine, asked) else mine.reserved)
 
     def _inquire(self, index: int) -> None:
         """No child has taken the message: it was lost, or its child died on the way, or the job is gone."""
@@ -165,22 +202,27 @@ class Feeder:
         return recalled
 
     def _lose(self, index: int, note: str) -> None:
-        job = self.held[index].job
-        stopping = self.slots.read(index).order is Order.GIVE_BACK  # its end is our doing, not the job's
-        reason = Reason.GIVEN_BACK if stopping else Reason.WORKER_LOST
-        self.ledger.work.lost(job.number, job.token, note, reason)
+        job, slot = self.held[index].job, self.slots.read(index)
+        if slot.order is Order.OUTGROWN:
+            limit = self.watch.load().limit
+            self.ledger.work.outgrown(job.number, job.token, used=slot.peak, limit=limit, actor="feeder")
+        else:
+            ours = slot.order is Order.GIVE_BACK  # its end is our doing, not the job's
+            self.ledger.work.lost(job.number, job.token, note, Reason.GIVEN_BACK if ours else Reason.WORKER_LOST)
         log.warning("lost job %s: %s", job.job_id, note)
         self._release(index)
+        self._news = True
 
     def _release(self, index: int) -> None:
-        fd = self.held.pop(index).pidfd
-        if fd is not None:
-            os.close(fd)
+        held = self.held.pop(index)
+        if held.pidfd is not None:
+            os.close(held.pidfd)
         self.slots.free(index)
-        self._woken = True
+        self.ledger.queue.charge(held.job.tenant, held.byte_seconds)
+        self._room = True
 
     def _beat(self, now: float) -> None:
-        host, figures = self.settings.host, self.budget.figures(self.held)
+        host, figures = self.settings.host, self.figures()
         if not self.ledger.hosts.beat(host, self.incarnation, "draining" if self.draining else "up", figures):
             log.warning("this host was taken for dead: registering again")
             self.ledger.hosts.register(host, self.incarnation, figures)
@@ -190,7 +232,7 @@ class Feeder:
         if now - self._in_touch_since >= self._settling:
             for dead in self.ledger.hosts.reap(host):
                 log.warning("host %s is dead: its jobs were released", dead)
-                self._woken = True
+                self._news = True
 
     def _reconcile(self) -> None:
         """The ledger and the slots must hold the same tokens; the ledger is right about which run may go on."""
@@ -211,30 +253,37 @@ class Feeder:
 
     def _feed(self) -> None:
         free = [index for index in range(self.slots.count) if index not in self.held]
-        self._woken = False
-        if not free or time.monotonic() < self._mute_until:
+        self._room = False
+        now = time.monotonic()
+        if not free or now < self._mute_until:
             return
         if any(self.slots.read(index).order is Order.LOST for index in self.held):
             return  # such a job may be queued again, and its old child is still at work in its folder
-        figures = self.budget.figures(self.held)
-        room = max(figures.budget - figures.reserved, 0)
-        offer = Offer(self.settings.host, len(free), room, not self.held, figures.limit_bytes, self.kinds)
-        for job, index in zip(self.ledger.queue.pick(offer), free, strict=False):
+        fresh = self.ledger.queue.dry or (self._news and now - self._looked >= SERVES)
+        if fresh:
+            self._news, self._looked = False, now
+        load, running = self.watch.load(), defaultdict[str, float](float)
+        for held in self.held.values():
+            running[held.job.tenant] += held.byte_seconds
+        offer = Offer(self.settings.host, len(free), load.free, not self.held, load.limit, self.kinds, running)
+        for job, index in zip(self.ledger.queue.pick(offer, fresh=fresh), free, strict=False):
             self.slots.arm(index, job.token, job.reserved)
-            self.held[index] = Held(job, time.monotonic())
+            self.held[index] = Held(job, time.monotonic(), reserved=job.reserved)
             self._send(index)
+        self.watch.expect()
 
     def _send(self, index: int) -> None:
         """While the broker is away, one try in RESEND seconds: it may block, and the heartbeat must not wait for it."""
         if time.monotonic() < self._mute_until:
             return
-        held = self.held[index]
+        held, began = self.held[index], time.thread_time()
         held.sent_at = time.monotonic()
         try:
             self.send(held.job, index)
         except Exception as error:  # noqa: BLE001 - whatever the broker's client raises, the message is sent again
             log.warning("message of job %s was not sent, trying again: %s", held.job.job_id, error)
             self._mute_until = time.monotonic() + RESEND
+        self.publish_cpu += time.thread_time() - began
 
     # --- waiting and stopping -------------------------------------------------------------------------
     def _wait(self) -> None:
@@ -244,7 +293,7 @@ class Feeder:
         for held in self.held.values():
             if held.pidfd is not None:
                 poller.register(held.pidfd, select.POLLIN)
-        due = min(self._next_poll, self._next_beat) - time.monotonic()
+        due = min(self._next_poll, self._next_beat, self._looked + SERVES if self._news else inf) - time.monotonic()
         poller.poll(1000 * min(max(due, 0.01), POLL))
         self.slots.hush()
 

@@ -234,9 +234,16 @@ def test_running_out_of_memory_is_this_jobs_trouble_alone(host: WorkerHost) -> N
     host.submit(max_attempts=2)
     kind = pipeline(step("pack", raising(MemoryError(), MemoryError())))
     job = host.run(kind)
-    assert (job.state, job.reason, job.error_code) == (State.QUEUED, Reason.RETRY, "out_of_memory")
+    assert (job.state, job.reason, job.error_code) == (State.QUEUED, Reason.OUT_OF_MEMORY, "out_of_memory")
+    assert job.need == 200 * MIB, "it is tried again with more"
     due(host, job)
-    assert host.run(kind).state is State.FAILED
+    job = host.run(kind)
+    assert (job.state, job.need) == (State.QUEUED, 0), "one more run, to clean up"
+    due(host, job)
+    job = host.run(kind)
+    assert (job.state, job.error_code) == (State.FAILED, "out_of_memory")
+    assert "100 MiB were reserved" in (job.error or "")
+    assert "of 200 MiB" in (job.error or "")
     assert host.slots.read(0).phase is Phase.LEFT
 
 

@@ -1,0 +1,170 @@
+"""Watches what running jobs use, and ends what would make the kernel choose: in its own thread, without SQL."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from types import TracebackType
+
+from ncr_worker.memory.budget import Charge, Load, doomed, next_look, victims
+from ncr_worker.memory.domain import Domain, Reading, descendants, tree_anon
+from ncr_worker.memory.slots import Order, Phase, Slots
+
+log = logging.getLogger(__name__)
+
+GRACE = 0.5  # seconds that a job gets to leave on its own when it uses more than it reserved
+
+
+class Watch:
+    """`share`: 0..1 of the limit that jobs and others may use together. Enter it to start sampling."""
+
+    def __init__(self, domain: Domain, slots: Slots, share: float) -> None:
+        self.domain = domain
+        self.slots = slots
+        self.share = share
+        self.ended = self.exceeded = 0
+        """Jobs ended for their memory; samples at which more was charged than may be."""
+        self._cores = os.cpu_count() or 1
+        self._since: dict[int, float] = {}  # token -> when it was first seen to run
+        self._told: dict[int, float] = {}  # token -> when it was told to leave
+        self._killed: set[int] = set()  # tokens
+        self._observed: dict[int, int] = {}  # token -> bytes at the last sample
+        self._reading: Reading | None = None
+        self._interval = 0.0
+        self._stop = threading.Event()
+        self._nudge = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop.set()
+        self._nudge.set()
+        self._thread.join(5)
+
+    def load(self) -> Load:
+        """The host now: reservations as they are, use as last sampled."""
+        reading = self._reading or self._read()
+        return Load(reading.limit, reading.source, reading.anonymous, self.share, self._charges())
+
+    def expect(self) -> None:
+        """A job is about to run: do not sleep through its first steps."""
+        if self._interval > 0.1:
+            self._nudge.set()
+
+    def look(self) -> Load:
+        """Take a sample; tell jobs to leave, and end them, where that is needed."""
+        observed = {}
+        for index in range(self.slots.count):
+            slot = self.slots.read(index)
+            if slot.phase is Phase.RUNNING:
+                observed[slot.token] = self.slots.sample(index)
+        self._observed = observed
+        self._reading = self._read()
+        load, now = self.load(), time.monotonic()
+        self._forget({charge.token for charge in load.charges})
+        for charge in load.charges:
+            if charge.pid:
+                self._since.setdefault(charge.token, now)
+        for charge in victims(load, now):
+            self._tell(charge, now)
+        for charge in doomed(load, now):
+            self._end(charge, "the host is about to run out of memory")
+        for charge in load.charges:
+            if charge.pid and now - self._told.get(charge.token, now) > GRACE:
+                self._end(charge, f"it did not leave within {GRACE:g} s")
+        load = self.load()
+        self.exceeded += load.exceeded
+        return load
+
+    def _read(self) -> Reading:
+        reading = self.domain.read()
+        if reading.source != "setting":
+            return reading
+        # As if the worker had a machine of that size for itself.
+        return Reading(reading.limit, reading.source, tree_anon(os.getpid()))
+
+    def _charges(self) -> tuple[Charge, ...]:
+        charges = []
+        for index in range(self.slots.count):
+            slot = self.slots.read(index)
+            if slot.phase is Phase.FREE:
+                continue
+            pid = slot.pid if slot.phase is Phase.RUNNING else 0
+            seen, since = self._observed.get(slot.token, 0), self._since.get(slot.token, time.monotonic())
+            ending = slot.token in self._told
+            charges.append(Charge(index, slot.token, slot.reserved, seen, pid, since, ending))
+        return tuple(charges)
+
+    def _forget(self, known: set[int]) -> None:
+        for gone in self._since.keys() - known:
+            del self._since[gone]
+        for gone in self._told.keys() - known:
+            del self._told[gone]
+        self._killed &= known
+
+    def _tell(self, charge: Charge, now: float) -> None:
+        self._told[charge.token] = now
+        log.warning(
+            "job in slot %d uses %d of %d bytes reserved, and the host is short of memory: told to leave",
+            *(charge.index, charge.observed, charge.reserved),
+        )
+        self._order(charge)
+
+    def _end(self, charge: Charge, why: str) -> None:
+        slot = self.slots.read(charge.index)
+        if slot.token != charge.token or slot.phase is not Phase.RUNNING or charge.token in self._killed:
+            return  # it has left meanwhile
+        self._killed.add(charge.token)
+        self._told.setdefault(charge.token, time.monotonic())
+        self._order(charge)
+        log.warning(
+            "ending process %d, which uses %d of %d bytes reserved: %s",
+            *(charge.pid, charge.observed, charge.reserved, why),
+        )
+        self.ended += 1
+        end(charge.pid)
+
+    def _order(self, charge: Charge) -> None:
+        """A job that keeps to its word, and has to go for others, loses no attempt."""
+        if self.slots.read(charge.index).order is Order.NONE:
+            self.slots.order(charge.index, Order.OUTGROWN if charge.over else Order.GIVE_BACK)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._interval = next_look(self.look(), self._cores)
+            except Exception:  # a bug must not end the thread: without it the kernel would choose
+                log.exception("the memory of this host could not be read")
+                self._interval = 1.0
+            self._nudge.wait(self._interval)
+            self._nudge.clear()
+
+
+def end(pid: int) -> None:
+    """End a pool child with all processes that its job has started."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)  # it starts no more while we look for those it has
+    end_descendants(pid)
+    end_group(pid)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def end_group(pid: int) -> None:
+    """End what a pool child has left behind: each leads a group of its own."""
+    if pid > 1:  # 0 would be our own
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def end_descendants(pid: int) -> None:
+    for each in descendants(pid):
+        with suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
