@@ -128,6 +128,7 @@ class ActiveRun:
             "rate": round(progress.rate),
             "eta": progress.eta,
             "message": message,
+            "started_at": self.job.started_at,
             "host": self.settings.host,
             "at": time.time(),
         }

@@ -112,7 +112,7 @@ def end(app: App, state: State, code: str | None = None) -> Job:
 
 
 def show(app: App, job: Job, **figures: Any) -> None:
-    app.board.show(job.id, {"stage": job.stage, "attempt": job.attempt, **figures})
+    app.board.show(job.id, {"stage": job.stage, "started_at": job.started_at, **figures})
 
 
 def status(client: TestClient, task_id: str) -> dict[str, Any]:

@@ -49,6 +49,11 @@ async def follow(app: App, task_id: str, after: int, threads: CapacityLimiter) -
 
 
 def _look(app: App, task_id: str, after: int) -> tuple[JobStatus, list[JobEvent]]:
-    # The status first: of a job that has ended, all events are there to be read afterwards.
-    status = app.look.status(task_id)
-    return status, app.look.events(task_id, after=after)
+    """The status, and all events that led to it: neither is older than the other."""
+    seen: list[JobEvent] = []
+    while True:
+        status = app.look.status(task_id)
+        more = app.look.events(task_id, after=seen[-1].id if seen else after)
+        if not more:
+            return status, seen
+        seen += more

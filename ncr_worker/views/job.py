@@ -44,10 +44,10 @@ class Wait:
 
 
 class Live(BaseModel):
-    """What the runner last wrote to the board about a job."""
+    """What the runner last wrote to the board about a job. `started_at`: of the run that wrote it."""
 
     stage: str | None = None
-    attempt: int = 0
+    started_at: float | None = None
     percentage: float = 0.0
     files: int = 0
     total_files: int = 0
@@ -174,7 +174,7 @@ def _words(pipeline: Pipeline[Any]) -> Iterator[tuple[str, Shape]]:
 
 
 def progress(job: Job, pipeline: Pipeline[Any], live: Live | None) -> JobProgress:
-    """`live` is of this job's present attempt and stage, or None. It never contradicts the ledger."""
+    """`live` is of this job's present run and stage, or None. It never contradicts the ledger."""
     step, done = job.stage or "queued", percentage(job, pipeline, live)
     if job.state is State.SUCCEEDED:
         files, size = delivered(job.result)
@@ -241,11 +241,14 @@ def _error(job: Job) -> JobError | None:
 
 
 def of_this_run(job: Job | Line, live: Mapping[str, Any] | None) -> Live | None:
-    """The board's figures, when they are of the attempt and the stage that the ledger names."""
-    if live is None:
+    """The board's figures, when they are of the run and the stage that the ledger names.
+
+    Runs are told apart by their start: who is given back, or retried by a person, has the same attempt again.
+    """
+    if live is None or job.state in (State.QUEUED, State.DISPATCHED):  # what it did in an earlier run is past
         return None
     shown = Live.model_validate(live)
-    return shown if (shown.attempt, shown.stage) == (job.attempt, job.stage) else None
+    return shown if (shown.started_at, shown.stage) == (job.started_at, job.stage) else None
 
 
 def _message(job: Job, live: Live | None) -> str:

@@ -37,7 +37,7 @@ from ncr_worker.worker.celery_app import create_celery
 
 T = TypeVar("T")
 HERE = Path(__file__).parent
-KINDS = ("gated", "counter", "brief", "large", "suicide")
+KINDS = ("gated", "counter", "brief", "large", "suicide", "wavering")
 HEARTBEAT, LEASE = 1.0, 3.0
 
 

@@ -206,7 +206,7 @@ def test_live_figures_decorate_only_the_run_and_stage_that_the_ledger_names(sqli
         assert (shown["bytes_done"], shown["bytes_total"]) == (5, 9)
         assert before["percentage"] < shown["percentage"] < 100.0, "capped at the end of the stage"
 
-        for stale in (job.evolve(stage="publish"), job.evolve(attempt=2)):
+        for stale in (job.evolve(stage="publish"), job.evolve(started_at=0.0)):
             show(app, stale, percentage=100.0, files=4)
             assert status(client, task_id)["progress"] == before
 
