@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx2
+import psutil
 import pytest
 import redis
 from celery import Celery
+from engine import eventually
 from pydantic import SecretStr
 from serving import HOST, on_sqlite, order, serving, start, submit, submit_batch
 from starlette.routing import Match, Route
@@ -129,6 +135,31 @@ def test_the_api_is_served(settings: Settings, tmp_path: Path, args: list[str]) 
     up = f"http://127.0.0.1:{port}/health/ready"
     with Program(tmp_path / "api", settings, [*args, "--port", str(port)], lambda: http_ok(up)):
         pass
+    assert not accepts(port)
+
+
+def test_in_development_the_api_starts_again_when_a_file_changes(settings: Settings, tmp_path: Path) -> None:
+    folder, port = tmp_path / "api", free_port()
+    shutil.copytree(PROJECT / "ncr_worker", folder / "ncr_worker")
+    shutil.copy(PROJECT / "main.py", folder)
+    args = ["main.py", "--reload", "--port", str(port)]
+    url = f"http://127.0.0.1:{port}"
+    with Program(folder, settings, args, lambda: http_ok(f"{url}/health/ready"), PYTHONPATH=str(folder)) as program:
+        (folder / "ncr_worker" / "__init__.py").write_text('__version__ = "0.1.0+changed"\n')
+
+        def renewed() -> bool:
+            try:
+                return bool(httpx2.get(url, timeout=5).json()["version"] == "0.1.0+changed")
+            except httpx2.TransportError:  # it starts just now
+                return False
+
+        assert eventually(renewed, 120), program.said()
+        family = psutil.Process(program.pid).children(recursive=True)
+        assert family, "it serves in a process of its own"
+        os.kill(program.pid, signal.SIGTERM)
+        assert eventually(lambda: not program.running, 30)
+        _, left = psutil.wait_procs(family, timeout=10)
+        assert not left
     assert not accepts(port)
 
 
