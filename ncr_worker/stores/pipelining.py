@@ -12,6 +12,8 @@ from typing import Any, Self, cast
 import paramiko
 from paramiko.sftp import CMD_STATUS, CMD_WRITE, SFTP_OK
 
+from ncr_worker.stores.packets import ChannelData
+
 ANSWERS = 8
 """Writes after which the answers so far are looked at, so that a refusal is seen early."""
 _LENGTH = struct.Struct(">I")
@@ -55,13 +57,30 @@ class PipelinedWrites:
         self._client.request_number = number + 1
         rest = self._handle + _PLACE.pack(self._offset, len(content))
         head = _HEAD.pack(5 + len(rest) + len(content), CMD_WRITE, number)
-        self._channel.sendall(cast(bytes, memoryview(b"".join((head, rest, content)))))  # its slices are no copies
+        self._send(head + rest, memoryview(content))
         self._offset += len(content)
         self._unanswered += 1
         if self._unanswered % ANSWERS == 0:
             while self._channel.recv_ready():
                 self._receive()
             self._raise_refusal()
+
+    def _send(self, head: bytes, content: memoryview) -> None:
+        """As many packets at once as the server's window has room for."""
+        channel, sent = cast(Any, self._channel), 0
+        while sent < len(content):
+            parts: list[bytes | memoryview] = []
+            with channel.lock:
+                while sent < len(content) and (not parts or channel.out_window_size):
+                    size = channel._wait_for_send_window(len(head) + len(content) - sent)
+                    if not size:
+                        raise EOFError("the channel is closed")
+                    part = content[sent : sent + size - len(head)]
+                    parts.append(head + part if head else part)
+                    sent += len(part)
+                    head = b""
+            # Not under the lock, for which new keys would have to wait, as this would for them.
+            channel.transport._send_user_message(ChannelData(channel.remote_chanid, parts))
 
     def _receive(self) -> None:
         """Take in what has arrived, perhaps up to the middle of an answer. Raises EOFError, TimeoutError."""

@@ -11,6 +11,7 @@ import paramiko
 
 from ncr_worker.errors import ConfigError, NcrError, Transient
 from ncr_worker.settings import Settings
+from ncr_worker.stores.packets import BatchPacketizer, BufferedSocket
 
 KEEPALIVE = 15
 _TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
@@ -27,7 +28,7 @@ def open_transport(settings: Settings) -> paramiko.Transport:
     if _TCP_USER_TIMEOUT is not None:
         # A peer that stops reading would block paramiko's writes for ever: its own timeouts do not cover them.
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, int(settings.sftp_timeout * 1000))
-    transport = paramiko.Transport(sock)
+    transport = paramiko.Transport(BufferedSocket(sock), packetizer_class=BatchPacketizer)
     try:
         _handshake(transport, settings)
     except NcrError:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import paramiko
 import pytest
 from services import OpenSSH
 
 from ncr_worker.sandbox.sftp import SFTP
+from ncr_worker.stores.packets import BatchPacketizer, BufferedSocket
 from ncr_worker.stores.pipelining import ANSWERS, PipelinedWrites
 
 CONTENT = random.Random(1).randbytes(32_000)
@@ -24,18 +28,18 @@ def server(request: pytest.FixtureRequest) -> SFTP | OpenSSH:
 
 @pytest.fixture
 def client(server: SFTP | OpenSSH) -> Iterator[paramiko.SFTPClient]:
-    with paramiko.SSHClient() as ssh:
-        ssh.set_missing_host_key_policy(paramiko.AutoAddPolicy())
-        ssh.connect(
-            "127.0.0.1",
-            server.port,
-            server.user_name,
-            key_filename=str(server.key_path),
-            allow_agent=False,
-            look_for_keys=False,
-        )
-        with ssh.open_sftp() as client:
-            yield client
+    with connected(server) as client:
+        yield client
+
+
+@contextmanager
+def connected(server: SFTP | OpenSSH, **options: Any) -> Iterator[paramiko.SFTPClient]:
+    sock = BufferedSocket(socket.create_connection(("127.0.0.1", server.port)))
+    with paramiko.Transport(sock, packetizer_class=BatchPacketizer, **options) as transport:
+        transport.connect(username=server.user_name, pkey=paramiko.PKey.from_path(server.key_path))
+        client = paramiko.SFTPClient.from_transport(transport)
+        assert client
+        yield client
 
 
 def _write(writes: PipelinedWrites, times: int, error: Exception | None = None) -> None:
@@ -65,3 +69,25 @@ def test_the_channel_is_in_order_after_an_error_of_ours(client: paramiko.SFTPCli
     with client.open("stopped", "wb") as file, pytest.raises(ZeroDivisionError):
         _write(PipelinedWrites(file, 0), 10, ZeroDivisionError())
     assert client.stat("stopped").st_size == 10 * len(CONTENT)
+
+
+@pytest.mark.parametrize("ciphers", [("aes128-gcm@openssh.com",), ("aes256-gcm@openssh.com",), ("aes256-ctr",)])
+def test_every_cipher_brings_the_same(server: SFTP | OpenSSH, ciphers: Sequence[str]) -> None:
+    others = [name for name in cast(Any, paramiko.Transport)._preferred_ciphers if name not in ciphers]
+    with connected(server, disabled_algorithms={"ciphers": others}) as client:
+        for length in (1, 15, 16, 17, 32_703, 32_704, 32_705, 255 * 1024):  # all paddings; more than a packet
+            content = random.Random(length).randbytes(length)
+            with client.open("any", "wb") as file, PipelinedWrites(file, 0) as writes:
+                writes.write(content)
+            assert (server.root / "any").read_bytes() == content
+
+
+def test_new_keys_come_in_between(server: SFTP | OpenSSH, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BatchPacketizer, "REKEY_BYTES", 100_000)
+    with connected(server) as client:
+        with client.open("rekeyed", "wb") as file:
+            _write(PipelinedWrites(file, 0), 20 * MANY)
+        transport = cast(Any, client.get_channel()).get_transport()
+        first, now = transport.session_id, transport.H  # the hashes of the first and of the last exchange of keys
+        assert now != first
+    assert (server.root / "rekeyed").read_bytes() == CONTENT * MANY * 20
