@@ -1,7 +1,7 @@
 """Many SSH packets at once: one copy, one system call, where paramiko makes six copies and a call for each.
 
 A packet holds 32 KiB at most with OpenSSH, so the cost of each decides how fast files are sent
-(docs/decisions/0018-ssh-packets-in-batches.md).
+(docs/decisions/0019-ssh-packets-in-batches.md).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from paramiko.common import MSG_CHANNEL_DATA
 from paramiko.packet import Packetizer
 
 _HEAD = struct.Struct(">IBBII")  # packet length, padding length; type, channel, length of the content
+_DATA = struct.Struct(">BII")  # type, channel, length of the content
 _CLEAR = 4  # the packet's length is not encrypted
 _TAG = 16
 _BLOCK = 16
@@ -35,9 +36,8 @@ class ChannelData:
 
     def messages(self) -> Sequence[paramiko.Message]:
         """The same for any packetizer."""
-        head = struct.Struct(">BII")
         return [
-            paramiko.Message(b"".join((head.pack(MSG_CHANNEL_DATA, self.channel, len(part)), part)))
+            paramiko.Message(b"".join((_DATA.pack(MSG_CHANNEL_DATA, self.channel, len(part)), part)))
             for part in self.parts
         ]
 
