@@ -99,11 +99,12 @@ class App:
         `key`: of the schedule's tick; however often it is submitted, there is one job. Raises Conflict while the
         job of an earlier tick is unfinished, DatabaseAway.
         """
-        once = Once(key, _fingerprint(kind, [args], False), "stored; submitted by schedule", time.time())
         new = replace(self._new(self.pipeline(kind), args, None), priority=FIRST)
-        stored = self.ledger.intake.submit([new], actor="beat", once=once)
+        stored = Stored((new.id,), None, "stored; submitted by schedule", time.time())
+        once = Once(key, _fingerprint(kind, [args], False), stored.message, stored.answered_at)
+        earlier = self.ledger.intake.submit([new], actor="beat", once=once)
         self.board.wake()
-        return stored
+        return earlier or stored
 
     def cancel(self, job_id: str, *, actor: str) -> State:
         """Ask a job to stop; its state now. Raises NotFound; Conflict when it has ended."""
@@ -160,7 +161,7 @@ class App:
     def _submit(self, kind: str, many: Sequence[Args], batch: NewBatch | None, actor: str, key: str | None) -> Stored:
         pipeline = self.pipeline(kind)
         if key is None:
-            return self._store(pipeline, many, batch, actor, None)
+            return self._store(pipeline, many, batch, actor)
         print_ = _fingerprint(kind, many, batch is not None)
         if key in self._in_flight:
             text = "the first submit with this Idempotency-Key is not answered yet; ask again"
@@ -168,24 +169,31 @@ class App:
         self._in_flight.add(key)
         try:
             earlier = self.ledger.intake.stored(key, print_)
-            return earlier or self._store(pipeline, many, batch, actor, Once(key, print_, "", 0.0))
+            return earlier or self._store(pipeline, many, batch, actor, (key, print_))
         finally:
             self._in_flight.discard(key)
 
     def _store(
-        self, pipeline: Pipeline[Any], many: Sequence[Args], batch: NewBatch | None, actor: str, once: Once | None
+        self,
+        pipeline: Pipeline[Any],
+        many: Sequence[Args],
+        batch: NewBatch | None,
+        actor: str,
+        known_by: tuple[str, str] | None = None,
     ) -> Stored:
+        """`known_by`: the client's key, and the fingerprint of what is submitted."""
         verdict = self.admission.judge(pipeline.memory, len(many))
-        message, at = f"stored; {verdict.reason}", time.time()
         jobs = [self._new(pipeline, args, batch) for args in many]
-        if batch is None and once is None:
+        ids = tuple(job.id for job in jobs)
+        stored = Stored(ids, batch.id if batch else None, f"stored; {verdict.reason}", time.time())
+        if batch is None and known_by is None:
             if self._single.submit(jobs[0], actor=actor):
                 self.board.wake()
-            return Stored((jobs[0].id,), None, message, at)
-        once = replace(once, message=message, answered_at=at) if once else None
-        stored = self.ledger.intake.submit(jobs, batch, actor=actor, once=once)
+            return stored
+        once = Once(*known_by, stored.message, stored.answered_at) if known_by else None
+        earlier = self.ledger.intake.submit(jobs, batch, actor=actor, once=once)
         self.board.wake()
-        return stored if stored.again else replace(stored, message=message, answered_at=at)
+        return earlier or stored
 
     def _again(self, job: Job) -> Again:
         """Raises NotFound, Conflict: the job is of a kind, or has arguments, that this version does not know."""

@@ -67,7 +67,7 @@ def find(connection: Connection, key: str, fingerprint: str) -> Stored | None:
     return Stored(tuple(ids), row.batch_id, row.message, row.answered_at, again=True)
 
 
-def keep(connection: Connection, new: Once, stored: Stored) -> None:
-    """Raises sqlalchemy's IntegrityError when another transaction was faster."""
-    values = {**asdict(new), "job_id": stored.job_ids[0], "batch_id": stored.batch_id}
+def keep(connection: Connection, new: Once, job_id: str, batch_id: str | None) -> None:
+    """`job_id`: the first of the jobs. Raises sqlalchemy's IntegrityError when another transaction was faster."""
+    values = {**asdict(new), "job_id": job_id, "batch_id": batch_id}
     connection.execute(insert(once).values(**values, created_at=now()))

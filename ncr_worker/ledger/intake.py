@@ -42,35 +42,33 @@ class Intake:
 
     def submit(
         self, jobs: Sequence[NewJob], new_batch: NewBatch | None = None, *, actor: str = "api", once: Once | None = None
-    ) -> Stored:
+    ) -> Stored | None:
         """Store jobs (at least one), all or none. Once this returns they are not lost any more.
 
-        With `once`, jobs that were stored under the same key are returned instead. Raises Conflict, naming the
-        first, when an unfinished job holds one's exclusive key; Rejected when `once` was used for something else;
-        DatabaseAway.
+        With `once`, nothing is stored when there are jobs under the same key: these are returned, else None. Raises
+        Conflict, naming the first, when an unfinished job holds one's exclusive key; Rejected when `once` was used
+        for something else; DatabaseAway.
         """
         keys = [j.exclusive_key for j in jobs if j.exclusive_key]
         if len(set(keys)) != len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
             raise Conflict(f"{twice!r} stands in this batch more than once; submit it once", code="duplicate_target")
-        ids, batch_id = tuple(new.id for new in jobs), new_batch.id if new_batch else None
-        stored = Stored(ids, batch_id, once.message if once else "", once.answered_at if once else 0.0)
 
-        def work(connection: Connection) -> Stored:
+        def work(connection: Connection) -> Stored | None:
             known = connection.execute(select(job.c.id).where(job.c.id == jobs[0].id)).first()
             if known:  # an earlier try was committed, only its answer was lost
-                return stored
+                return None
             if once:
                 if earlier := find(connection, once.key, once.fingerprint):
                     return earlier
-                keep(connection, once, stored)
+                keep(connection, once, jobs[0].id, new_batch.id if new_batch else None)
             _refuse_held(connection, keys, but=jobs[0].id)
             if new_batch:
                 values = {**asdict(new_batch), "total": len(jobs)}
                 connection.execute(insert(batch).values(**values, created_at=now()))
             for start in range(0, len(jobs), CHUNK):
                 _insert(connection, jobs[start : start + CHUNK], actor)
-            return stored
+            return None
 
         return self.settle(work)
 

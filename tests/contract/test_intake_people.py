@@ -208,11 +208,11 @@ def test_of_many_retries_at_once_one_is_the_new_round(ledger: Ledger) -> None:
 
 # --- the same submit again ----------------------------------------------------------------------------
 def test_a_submit_with_a_known_key_gets_the_first_answer_and_stores_nothing(ledger: Ledger) -> None:
-    first = ledger.intake.submit([new_job(exclusive_key="target")], once=ONCE)
-    assert first == Stored(first.job_ids, None, ONCE.message, ONCE.answered_at)
+    first = new_job(exclusive_key="target")
+    assert ledger.intake.submit([first], once=ONCE) is None
     later = Once(ONCE.key, ONCE.fingerprint, "stored; 3 worker host(s) up", 1.0)
     second = ledger.intake.submit([new_job(exclusive_key="target")], once=later)
-    assert second == Stored(first.job_ids, None, ONCE.message, ONCE.answered_at, again=True)
+    assert second == Stored((first.id,), None, ONCE.message, ONCE.answered_at, again=True)
     assert ledger.intake.stored(ONCE.key, ONCE.fingerprint) == second
     assert ledger.intake.stored("key-2", ONCE.fingerprint) is None
     assert History(ledger.database).queued() == 1
@@ -238,9 +238,11 @@ def test_a_batch_with_a_known_key_gets_its_jobs_in_their_order(ledger: Ledger) -
     def jobs(batch_id: str) -> list[NewJob]:
         return [new_job(batch_id=batch_id, ref=f"A-{n}") for n in range(700)]
 
-    first = ledger.intake.submit(jobs("b1"), NewBatch("b1", "ann", 5), once=ONCE)
+    first = jobs("b1")
+    assert ledger.intake.submit(first, NewBatch("b1", "ann", 5), once=ONCE) is None
     second = ledger.intake.submit(jobs("b2"), NewBatch("b2", "ann", 5), once=ONCE)
-    assert (second.batch_id, second.job_ids, second.again) == ("b1", first.job_ids, True)
+    assert second is not None
+    assert (second.batch_id, second.job_ids, second.again) == ("b1", tuple(job.id for job in first), True)
     with pytest.raises(NotFound):
         History(ledger.database).batch("b2")
 
@@ -250,14 +252,15 @@ def test_a_submit_that_is_refused_leaves_its_key_free(ledger: Ledger) -> None:
     with pytest.raises(Conflict):
         ledger.intake.submit([new_job(exclusive_key="target")], once=ONCE)
     ledger.intake.cancel(holder, actor="ann")
-    assert not ledger.intake.submit([new_job(exclusive_key="target")], once=ONCE).again
+    assert ledger.intake.submit([new_job(exclusive_key="target")], once=ONCE) is None
 
 
 @pytest.mark.parametrize("exclusive_key", [None, "target"])
 def test_one_key_from_many_at_once_is_one_job_and_one_answer(ledger: Ledger, exclusive_key: str | None) -> None:
-    answers = together(lambda _: ledger.intake.submit([new_job(exclusive_key=exclusive_key)], once=ONCE))
-    assert len({answer.job_ids for answer in answers}) == 1
-    assert sorted(answer.again for answer in answers) == [False, *[True] * 5]
+    new = [new_job(exclusive_key=exclusive_key) for _ in range(6)]
+    answers = together(lambda number: ledger.intake.submit([new[number]], once=ONCE))
+    [stored] = [job for job, answer in zip(new, answers, strict=True) if answer is None]
+    assert [answer.job_ids for answer in answers if answer is not None] == [(stored.id,)] * 5
     assert History(ledger.database).queued() == 1
 
 
