@@ -130,6 +130,10 @@ def test_a_smaller_limit_from_the_settings_leaves_no_more_than_there_is(tree: Tr
     assert tree("0::/a/b\n", files, limit=GIB).read() == Reading(GIB, "setting", 512 * MIB)
 
 
+def test_a_smaller_limit_from_the_settings_has_the_same_usage(tree: Tree) -> None:
+    assert tree("0::/app\n", group_v2("app", str(4 * GIB), 5), limit=GIB).read() == Reading(GIB, "setting", 5)
+
+
 def test_limits_and_memberships_that_change_are_seen(tree: Tree, tmp_path: Path) -> None:
     reader = tree("0::/app\n", group_v2("app", str(2 * GIB)) | group_v2("other", str(3 * GIB)))
     assert reader.read().limit == 2 * GIB
@@ -151,7 +155,7 @@ def test_malformed_lists_of_groups_leave_the_host(tree: Tree, groups: str) -> No
     assert tree(groups).read() == HOST
 
 
-@pytest.mark.parametrize("text", ["", "\n", "lots\n", "-1\n", "1e9\n", "12 34\n"])
+@pytest.mark.parametrize("text", ["", "\n", "lots\n", "-1\n", "1e9\n", "12 34\n", "9" * 5000])
 def test_a_malformed_limit_is_no_limit(tree: Tree, text: str) -> None:
     assert tree("0::/app\n", group_v2("app", text.removesuffix("\n"))).read() == HOST
 
@@ -206,7 +210,7 @@ def test_a_tree_counts_the_children_of_children(listed: bool, monkeypatch: pytes
 
 
 def test_children_are_found_whichever_thread_started_them_and_however_many() -> None:
-    many = 700  # more than fit on one page of the kernel's list
+    many = 1100  # more than fit on one page of the kernel's list, if their pids have four digits
     program = f"""
 def start():
     for _ in range({many}):
