@@ -158,7 +158,7 @@ def test_an_outage_of_the_database_starts_the_two_periods_anew(
     with monkeypatch.context() as outage:
         outage.setattr(host.ledger.queue, "pick", _away)
         outage.setattr(feeder, "_next_beat", time.monotonic() + 60)
-        thread = threading.Thread(target=feeder.run)
+        thread = threading.Thread(target=feeder.run, daemon=True)
         feeder.wake()
         thread.start()
         assert eventually(lambda: feeder._in_touch_since is None)
@@ -171,7 +171,7 @@ def test_an_outage_of_the_database_starts_the_two_periods_anew(
     assert time.monotonic() - begin >= 2 * HEARTBEAT
 
 
-def _away(*_arguments: object) -> None:
+def _away(*_arguments: object, **_options: object) -> None:
     raise DatabaseAway("the database does not answer")
 
 
@@ -192,7 +192,7 @@ def test_stopping_lets_jobs_end_within_the_grace_and_gives_the_rest_back(
     pool = Pool(host, children, pipeline(step("fetch", work), memory=MIB))
     quick, slow = host.submit(need=MIB, args={"text": "quick"}), host.submit(need=MIB, args={"text": "slow"})
     feeder = started(host, pool.send)
-    thread = threading.Thread(target=feeder.run)
+    thread = threading.Thread(target=feeder.run, daemon=True)
     until(feeder, lambda: {state(host, quick), state(host, slow)} == {State.RUNNING})
     thread.start()
     threading.Timer(0.2, gate.touch).start()
@@ -210,7 +210,7 @@ def test_stopping_takes_messages_back_that_no_child_has_taken(host: WorkerHost) 
     job_id = host.submit(need=MIB)
     feeder = started(host, nobody)
     until(feeder, lambda: state(host, job_id) is State.DISPATCHED)
-    thread = threading.Thread(target=feeder.run)
+    thread = threading.Thread(target=feeder.run, daemon=True)
     thread.start()
     begin = time.monotonic()
     feeder.drain(30)
@@ -225,7 +225,7 @@ def test_a_host_that_stops_says_so(host: WorkerHost, children: Children, tmp_pat
     host.submit(need=MIB)
     feeder = started(host, pool.send)
     until(feeder, lambda: host.slots.read(0).phase is Phase.RUNNING)
-    thread = threading.Thread(target=feeder.run)
+    thread = threading.Thread(target=feeder.run, daemon=True)
     thread.start()
     stopper = threading.Thread(target=feeder.drain, args=(5,))
     stopper.start()
