@@ -1,69 +1,225 @@
-"""What a host may spend, and how much of that its jobs hold."""
+"""What a host may spend, how much of that its jobs hold, and who has to go."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
-from engine import Children, eventually
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ncr_worker.memory.budget import Budget
-from ncr_worker.memory.domain import Domain, rss_anon
-from ncr_worker.memory.slots import JobSlot, Phase, Slots
+from ncr_worker.memory.budget import AT_EASE, DANGER, FASTEST, SOONEST, Charge, Load, doomed, next_look, victims
 from ncr_worker.pipeline import GIB, MIB
 
-
-@pytest.fixture
-def children() -> Iterator[Children]:
-    children = Children()
-    yield children
-    children.close()
+NOW = 1000.0
 
 
-def host_with(folder: Path, *, total: int, anonymous: int) -> Domain:
-    (folder / "proc").mkdir()
-    lines = f"MemTotal: {total // 1024} kB\nAnonPages: {anonymous // 1024} kB\nShmem: 0 kB\n"
-    (folder / "proc/meminfo").write_text(lines)
-    return Domain(root=folder)
+def charge(token: int, reserved: int, observed: int = 0, **changes: Any) -> Charge:
+    """A running job; sizes in MiB. It has run for one second."""
+    usual: dict[str, Any] = {"pid": 100 + token, "since": NOW - 1} | changes
+    return Charge(token, token, reserved * MIB, observed * MIB, **usual)
 
 
-def test_the_budget_is_the_allowed_share_less_what_others_use(tmp_path: Path) -> None:
-    budget = Budget(host_with(tmp_path, total=8 * GIB, anonymous=GIB), Slots(4), 0.75)
-    figures = budget.figures([])
-    assert (figures.limit_bytes, figures.budget, figures.others) == (8 * GIB, 5 * GIB, GIB)
-    assert (figures.reserved, figures.slots, figures.running) == (0, 4, 0)
+def load(*charges: Charge, limit: int = 1000, share: float = 0.8, others: int = 0) -> Load:
+    """A host of `limit` MiB on which other programs use `others` MiB."""
+    return Load(limit * MIB, "host", others * MIB + sum(one.observed for one in charges), share, charges)
 
 
-def test_a_host_full_of_others_has_no_budget_rather_than_a_negative_one(tmp_path: Path) -> None:
-    assert Budget(host_with(tmp_path, total=8 * GIB, anonymous=7 * GIB), Slots(1), 0.5).figures([]).budget == 0
+def tokens(charges: list[Charge]) -> list[int]:
+    return [one.token for one in charges]
 
 
-def test_jobs_hold_what_they_reserved(tmp_path: Path) -> None:
-    slots = Slots(4)
-    slots.arm(0, 1, 300 * MIB)
-    slots.arm(2, 2, 500 * MIB)
-    figures = Budget(host_with(tmp_path, total=8 * GIB, anonymous=0), slots, 1).figures([0, 2])
-    assert (figures.reserved, figures.running) == (800 * MIB, 2)
+# --- the budget ---------------------------------------------------------------------------------------
+def test_the_budget_is_the_allowed_share_less_what_others_use() -> None:
+    host = Load(8 * GIB, "host", GIB, 0.75)
+    assert (host.budget, host.others, host.charged, host.free) == (5 * GIB, GIB, 0, 5 * GIB)
 
 
-def test_a_job_that_uses_more_than_it_reserved_is_charged_what_it_uses(tmp_path: Path, children: Children) -> None:
-    slots = Slots(1)
-    slots.arm(0, 1, 8 * MIB)
-    gate = os.pipe()
+def test_a_host_full_of_others_has_no_budget_rather_than_a_negative_one() -> None:
+    assert Load(8 * GIB, "host", 7 * GIB, 0.5).budget == 0
 
-    def work() -> None:
-        mine, before = JobSlot(slots, 0, 1), rss_anon(os.getpid())
-        block = bytearray(b"x" * (64 * MIB))
-        mine.begin(before)
-        os.read(gate[0], 1)
-        del block
 
-    children.start(work)
-    assert eventually(lambda: slots.read(0).phase is Phase.RUNNING)
-    figures = Budget(host_with(tmp_path, total=8 * GIB, anonymous=GIB), slots, 1).figures([0])
-    assert 60 * MIB < figures.reserved < 80 * MIB
-    assert figures.others == pytest.approx(GIB - figures.reserved, abs=MIB)
-    for descriptor in gate:
-        os.close(descriptor)
+def test_jobs_hold_what_they_reserved_be_they_begun_or_not() -> None:
+    host = load(charge(1, 300), charge(2, 250, pid=0))
+    assert (host.charged, host.free, host.observed) == (550 * MIB, 250 * MIB, 0)
+
+
+def test_a_job_that_uses_more_than_it_reserved_is_charged_what_it_uses() -> None:
+    host = load(charge(1, 100, 300), charge(2, 100, 40), others=200)
+    assert (host.observed, host.others, host.budget) == (340 * MIB, 200 * MIB, 600 * MIB)
+    assert (host.charged, host.free) == (400 * MIB, 200 * MIB)
+
+
+def test_what_two_jobs_share_is_counted_for_both_and_makes_others_no_less_than_nothing() -> None:
+    assert Load(1000 * MIB, "host", 100 * MIB, 1.0, (charge(1, 50, 80), charge(2, 50, 80))).others == 0
+
+
+def test_nothing_is_free_where_more_is_charged_than_may_be() -> None:
+    assert load(charge(1, 100, 900)).free == 0
+
+
+def test_a_job_is_over_its_reservation_only_above_it() -> None:
+    assert [charge(1, 100, used).over for used in (99, 100, 101)] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("charges", "exceeded"),
+    [
+        ([charge(1, 400), charge(2, 400)], False),
+        ([charge(1, 400), charge(2, 400, 401)], True),
+        ([charge(1, 100, 900)], False),
+        ([charge(1, 400), charge(2, 500, ending=True)], False),
+        ([charge(1, 400), charge(2, 401), charge(3, 1, ending=True)], True),
+        ([], False),
+    ],
+    ids=["as much as may be", "more", "a job alone", "one leaves", "another leaves", "nobody"],
+)
+def test_the_budget_is_exceeded_by_two_that_stay_and_never_by_one_alone(charges: list[Charge], exceeded: bool) -> None:
+    assert load(*charges).exceeded is exceeded
+
+
+@given(
+    limit=st.integers(1, 4000),
+    share=st.floats(0.1, 1),
+    others=st.integers(0, 5000),
+    sizes=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 2000)), max_size=6),
+)
+def test_figures_add_up(limit: int, share: float, others: int, sizes: list[tuple[int, int]]) -> None:
+    charges = [charge(token, *size) for token, size in enumerate(sizes, 1)]
+    host = load(*charges, limit=limit, share=share, others=others)
+    assert host.others == others * MIB
+    assert 0 <= host.free <= host.budget <= host.limit
+    assert host.charged >= max(host.observed, sum(one.reserved for one in charges))
+    assert host.free == 0 or host.free + host.charged == host.budget
+
+
+# --- a wish for more ----------------------------------------------------------------------------------
+@pytest.mark.parametrize(("need", "granted"), [(500, True), (501, False)])
+def test_a_job_may_grow_into_what_is_free(need: int, granted: bool) -> None:
+    mine = charge(1, 200)
+    assert load(mine, charge(2, 300)).may_grow(mine, need * MIB) is granted
+
+
+def test_what_the_job_uses_already_is_not_asked_for_twice() -> None:
+    mine = charge(1, 200, 350)
+    assert load(mine, charge(2, 400)).may_grow(mine, 400 * MIB)
+    assert not load(mine, charge(2, 400)).may_grow(mine, 401 * MIB)
+
+
+@pytest.mark.parametrize(("need", "granted"), [(1000, True), (1001, False)])
+def test_a_job_alone_may_have_the_whole_host(need: int, granted: bool) -> None:
+    mine = charge(1, 200)
+    assert load(mine, others=300).may_grow(mine, need * MIB) is granted
+
+
+def test_a_job_is_not_alone_while_another_is_on_its_way_or_leaves() -> None:
+    mine = charge(1, 200)
+    assert not load(mine, charge(2, 1, pid=0)).may_grow(mine, 900 * MIB)
+    assert not load(mine, charge(2, 1, ending=True)).may_grow(mine, 900 * MIB)
+
+
+# --- who has to leave ---------------------------------------------------------------------------------
+def test_nobody_leaves_while_the_host_can_bear_it() -> None:
+    assert victims(load(charge(1, 100, 400), charge(2, 100, 400)), NOW) == []
+
+
+def test_who_uses_more_than_reserved_leaves_when_the_host_is_short() -> None:
+    assert tokens(victims(load(charge(1, 100, 401), charge(2, 400, 400)), NOW)) == [1]
+
+
+def test_who_keeps_to_its_word_never_leaves_for_others() -> None:
+    assert victims(load(charge(1, 500, 400), charge(2, 400, 300), others=500), NOW) == []
+
+
+def test_the_cheapest_loss_goes_first_and_only_as_many_as_needed() -> None:
+    long_run = charge(1, 100, 400, since=NOW - 60)
+    large = charge(2, 200, 300, since=NOW - 9)
+    young = charge(3, 100, 200, since=NOW - 2)
+    assert tokens(victims(load(long_run, large, young), NOW)) == [3]
+    assert tokens(victims(load(long_run, large, young, others=200), NOW)) == [3, 2]
+
+
+def test_one_always_stays() -> None:
+    assert tokens(victims(load(charge(1, 100, 500), charge(2, 100, 600, since=NOW - 2), others=400), NOW)) == [1]
+    assert victims(load(charge(1, 100, 900)), NOW) == []
+
+
+def test_one_whose_child_has_not_begun_cannot_be_told_but_counts() -> None:
+    assert tokens(victims(load(charge(1, 100, 700), charge(2, 200, pid=0)), NOW)) == [1]
+
+
+def test_who_leaves_already_counts_no_more_and_is_not_chosen_again() -> None:
+    leaving = charge(1, 100, 500, ending=True)
+    assert victims(load(leaving, charge(2, 100, 300), charge(3, 100, 300)), NOW) == []
+    assert tokens(victims(load(leaving, charge(2, 100, 700), charge(3, 200, 200)), NOW)) == [2]
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 500), st.integers(0, 900), st.floats(0, 99), st.booleans()), max_size=6),
+    others=st.integers(0, 900),
+)
+def test_leaving_is_enough_or_all_that_can_be_asked(sizes: list[tuple[int, int, float, bool]], others: int) -> None:
+    charges = [
+        charge(token, reserved, observed, since=NOW - ago, ending=ending)
+        for token, (reserved, observed, ago, ending) in enumerate(sizes, 1)
+    ]
+    host = load(*charges, others=others)
+    chosen = victims(host, NOW)
+    assert all(one.over and not one.ending for one in chosen)
+    staying = [one for one in charges if not one.ending and one not in chosen]
+    asked_all = not any(one.over for one in staying)
+    assert sum(one.bytes for one in staying) <= host.budget or len(staying) == 1 or asked_all
+    if chosen:
+        assert sum(one.bytes for one in [*staying, chosen[-1]]) > host.budget
+
+
+# --- who has to end at once ---------------------------------------------------------------------------
+def test_nobody_is_ended_below_the_danger_line() -> None:
+    assert doomed(load(charge(1, 100, 450), charge(2, 100, 500)), NOW) == []
+
+
+def test_above_it_a_job_alone_is_ended_too() -> None:
+    assert tokens(doomed(load(charge(1, 1000, 951)), NOW)) == [1]
+    assert doomed(load(charge(1, 1000, 950)), NOW) == []
+
+
+def test_those_over_their_reservation_are_ended_first_and_of_them_those_told_to_leave() -> None:
+    honest = charge(1, 400, 300, since=NOW)
+    liar = charge(2, 100, 320, since=NOW)
+    told = charge(3, 100, 340, since=NOW - 99, ending=True)
+    assert tokens(doomed(load(honest, liar, told), NOW)) == [3]
+    assert tokens(doomed(load(honest, liar, told, others=400), NOW)) == [3, 2]
+    assert tokens(doomed(load(honest, liar, told, others=900), NOW)) == [3, 2, 1]
+
+
+def test_when_only_others_have_grown_the_cheapest_job_ends_for_them() -> None:
+    cheap, dear = charge(1, 100, 90), charge(2, 100, 90, since=NOW - 50)
+    assert tokens(doomed(load(dear, cheap, others=780), NOW)) == [1]
+
+
+def test_who_uses_nothing_is_not_ended_it_would_free_nothing() -> None:
+    assert tokens(doomed(load(charge(1, 1, 0), charge(2, 100, 50), others=940), NOW)) == [2]
+
+
+# --- the next look ------------------------------------------------------------------------------------
+def test_at_ease_looks_are_rare_and_near_the_limit_they_are_frequent() -> None:
+    assert next_look(load(charge(1, 1), limit=100_000), 1) == AT_EASE
+    assert next_look(load(charge(1, 1, 949)), 1) == SOONEST
+    assert next_look(load(charge(1, 1, 999)), 1) == SOONEST
+
+
+def test_until_the_next_look_jobs_can_touch_half_of_what_is_left() -> None:
+    host = Load(GIB, "host", GIB // 2, 0.8, (charge(1, 1), charge(2, 1), charge(3, 1, pid=0)))
+    left = GIB * DANGER - GIB / 2
+    assert next_look(host, 1) == pytest.approx(left / 2 / FASTEST)
+    assert next_look(host, 8) == pytest.approx(left / 2 / (2 * FASTEST)), "two run, however many cores there are"
+    assert next_look(Load(GIB, "host", GIB // 2, 0.8), 8) == pytest.approx(left / 2 / FASTEST), "one may begin"
+
+
+@given(anonymous=st.integers(0, 10 * GIB), cores=st.integers(1, 128), jobs=st.integers(0, 9))
+def test_looks_are_neither_too_rare_nor_a_burden(anonymous: int, cores: int, jobs: int) -> None:
+    host = Load(8 * GIB, "host", anonymous, 0.8, tuple(charge(token, 1) for token in range(jobs)))
+    pause = next_look(host, cores)
+    assert SOONEST <= pause <= AT_EASE
+    if pause > SOONEST:
+        assert anonymous + pause * FASTEST * min(max(jobs, 1), cores) < 8 * GIB * DANGER
