@@ -79,6 +79,23 @@ class Metrics:
             "ncr_job_peak_bytes", "Most anonymous memory that a job used", ["kind"], registry=None, buckets=BYTES
         )
 
+        self._running = {
+            name: Counter(f"ncr_{name}", text, registry=None)
+            for name, text in {
+                "feeder_cpu_seconds": "CPU time of the feeder, without sending",
+                "publish_cpu_seconds": "CPU time of the feeder for sending messages",
+                "budget_exceeded": "Samples at which several jobs together were charged more than the budget",
+                "jobs_ended_for_memory": "Runs that were ended because the host was short of memory",
+            }.items()
+        }
+        self._told: dict[str, float] = {}
+
+    def running(self, **totals: float) -> None:
+        """Totals that are kept elsewhere, as they are now: `feeder_cpu_seconds` and so on."""
+        for name, total in totals.items():
+            self._running[name].inc(total - self._told.get(name, 0.0))
+            self._told[name] = total
+
     def text(self) -> str:
         """The sum over all processes of the folder, as Prometheus reads it."""
         registry = CollectorRegistry()

@@ -145,8 +145,9 @@ class JobSlot:
 
     def lower(self, need: int) -> None:
         """The stage that runs now needs only so much; the reservation never grows this way."""
-        self._slots.put(self._index, 3, min(need, self.reserved))
-        self._slots.ring()
+        if need < self.reserved:
+            self._slots.put(self._index, 3, need)
+            self._slots.ring()
 
     def ask(self, need: int) -> bool:
         """Whether main lets the job have `need` bytes. No answer is a no."""

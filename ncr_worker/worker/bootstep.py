@@ -58,7 +58,7 @@ class FeederStep(bootsteps.StartStopStep):
         self.resources.enter_context(feeder.watch)
         self.resources.enter_context(on_wake(app.board, feeder.wake))
         self.resources.enter_context(Sweep(settings, app.ledger))
-        self.resources.enter_context(Reporter(settings, app.database, worker.app.metrics))
+        self.resources.enter_context(Reporter(settings, app.database, worker.app.metrics, feeder))
         self.feeder = feeder
         self.thread = threading.Thread(target=feeder.run, name="feeder", daemon=True)
         self.thread.start()

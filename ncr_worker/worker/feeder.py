@@ -293,7 +293,8 @@ class Feeder:
         for held in self.held.values():
             if held.pidfd is not None:
                 poller.register(held.pidfd, select.POLLIN)
-        due = min(self._next_poll, self._next_beat, self._looked + SERVES if self._news else inf) - time.monotonic()
+        hungry = self._news and len(self.held) < self.slots.count and time.monotonic() > self._mute_until
+        due = min(self._next_poll, self._next_beat, self._looked + SERVES if hungry else inf) - time.monotonic()
         poller.poll(1000 * min(max(due, 0.01), POLL))
         self.slots.hush()
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from ncr_worker.metrics import Metrics, Reports
 from ncr_worker.settings import Settings
 from ncr_worker.sql import Database, DatabaseAway
+from ncr_worker.worker.feeder import Feeder
 
 log = logging.getLogger(__name__)
 
@@ -16,8 +17,9 @@ log = logging.getLogger(__name__)
 class Reporter:
     """While entered, reports at every heartbeat. What goes wrong here never touches a job."""
 
-    def __init__(self, settings: Settings, database: Database, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, database: Database, metrics: Metrics, feeder: Feeder) -> None:
         self.settings = settings
+        self.feeder = feeder
         self.reports = Reports(database)
         self.metrics = metrics
         self._stop = threading.Event()
@@ -31,9 +33,19 @@ class Reporter:
         self._stop.set()
         self._thread.join(5)
 
+    def _count(self) -> None:
+        feeder = self.feeder
+        self.metrics.running(
+            feeder_cpu_seconds=feeder.cpu,
+            publish_cpu_seconds=feeder.publish_cpu,
+            budget_exceeded=feeder.watch.exceeded,
+            jobs_ended_for_memory=feeder.watch.ended,
+        )
+
     def _run(self) -> None:
         while not self._stop.wait(self.settings.host_heartbeat):
             try:
+                self._count()
                 self.reports.write(self.settings.host, self.metrics.text())
             except DatabaseAway as error:
                 log.warning("metrics were not reported: %s", error)

@@ -138,9 +138,9 @@ def test_all_hosts_are_in_one_family(metrics: Metrics) -> None:
     metrics.seconds.labels("deliver").observe(7)
     text = metrics.text()
     merged = {family.name: family for family in with_hosts({"a": text, 'b"\n': text})}
-    assert set(merged) == {"ncr_runs_lost", "ncr_job_seconds", "ncr_children_started"}
+    assert {"ncr_runs_lost", "ncr_job_seconds", "ncr_children_started"} <= set(merged)
     found = {
         (sample.labels["host"], sample.labels["reason"], sample.value) for sample in merged["ncr_runs_lost"].samples
     }
     assert found == {("a", 'the "child" died\\', 2.0), ('b"\n', 'the "child" died\\', 2.0)}
-    assert families(text) == {"ncr_runs_lost_total", "ncr_job_seconds", "ncr_children_started_total"}
+    assert {"ncr_runs_lost_total", "ncr_job_seconds", "ncr_children_started_total"} <= families(text)
