@@ -93,6 +93,17 @@ class Settings(BaseSettings):
     max_backlog: int = Field(
         100_000, gt=0, description="Jobs that may wait; more are refused with 503 until some have run"
     )
+    admission_max_wait: float = Field(
+        6 * 3600,
+        ge=0,
+        description="Seconds that a user's jobs may have to wait, as estimated from sizes and durations; more are "
+        "refused with 503. 0: they may wait for ever",
+    )
+    memory_prediction: str = Field(
+        "learned",
+        pattern="^(learned|declared)$",
+        description="What jobs reserve: what earlier jobs of their kind were seen to need, or what pipelines declare",
+    )
     auth: str = Field(
         "off",
         pattern="^(off|keys)$",
@@ -207,7 +218,7 @@ class Settings(BaseSettings):
     )
     sftp_root: str = Field(".", description="Folder on the SFTP server under which targets are written")
     sftp_timeout: float = Field(30, gt=0, description="Seconds without any progress after which SFTP is cut")
-    sftp_parallel: int = Field(2, gt=0, description="Files that one job uploads at once")
+    sftp_parallel: int = Field(4, gt=0, description="Files that one job uploads at once")
     sftp_publish: str = Field(
         "rename",
         pattern="^(rename|symlink)$",

@@ -51,6 +51,7 @@ class BatchPacketizer(Packetizer):
         self._gcm: _Gcm | None = None
         self._room = bytearray()
         self._sent = 0
+        self._shaken = False
 
     def set_outbound_cipher(self, block_engine: Any, *rest: Any, **options: Any) -> None:
         with self._sending:
@@ -67,6 +68,12 @@ class BatchPacketizer(Packetizer):
             else:
                 for message in data.messages():
                     super().send_message(message)
+
+    def complete_handshake(self) -> None:
+        """Once: paramiko says so after each message, and each time ends a timer that has long ended."""
+        if not self._shaken:
+            super().complete_handshake()
+            self._shaken = True
 
     def _send(self, data: ChannelData, gcm: _Gcm) -> None:
         packets = memoryview(_packets(data))

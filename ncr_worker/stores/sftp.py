@@ -50,20 +50,23 @@ class SftpTarget:
         self._hashes = True  # until the server says that it has none
 
     # --- files ---------------------------------------------------------------------------------------
-    def upload(self, path: Path, remote: str, progress: Progress = unwatched, *, sha256: str = "") -> None:
+    def upload(
+        self, path: Path, remote: str, progress: Progress = unwatched, *, done: int | None = None, sha256: str = ""
+    ) -> None:
         """Copy the local file `path` to `remote`, going on after what an earlier cut left there.
 
         So `remote` must be a name under which never anything but this content is written. A server applies writes
-        in the order in which they arrive: what is there is a prefix of the file. Its size is verified, and
-        `sha256` (hex) too where the server has the extension `check-file`.
+        in the order in which they arrive: what is there is a prefix of the file. `done`: how many bytes that is,
+        from one who has asked for the `sizes` of all. The size is verified afterwards, and `sha256` (hex) too where
+        the server has the extension `check-file`.
         """
         with disk_errors(), path.open("rb") as source, self._client() as client:
             size = os.fstat(source.fileno()).st_size
-            done = _size(client, remote)
-            if done is None or done > size:
-                sink, done = client.open(remote, "wb"), 0
-            else:
-                sink = client.open(remote, "r+b")
+            if done is None:
+                done = _size(client, remote) or 0
+            if done > size:
+                done = 0
+            sink = client.open(remote, "r+b" if done else "wb")
             with _refused_writes(client, remote, size), sink:
                 source.seek(done)
                 progress(done)

@@ -41,10 +41,12 @@ def upload(run: Run, parcel: Delivery) -> Delivery:
     server = run.use(sftp_target)
     run.confirm_ownership()
     staging = _on_server(run, parcel.staging)
+    there = server.sizes(staging)  # by an attempt that was cut short
 
     def send(item: Item, progress: Progress) -> None:
-        path = posixpath.join(staging, posixpath.relpath(item.target, parcel.folder))
-        server.upload(local_path(run, item), path, progress, sha256=item.sha256)
+        name = posixpath.relpath(item.target, parcel.folder)
+        path = posixpath.join(staging, name)
+        server.upload(local_path(run, item), path, progress, done=there.get(name, 0), sha256=item.sha256)
 
     transfer(run, parcel.items, run.settings.sftp_parallel, send)
     _require_manifest(server, staging, parcel)
