@@ -25,6 +25,8 @@ from ncr_worker.sandbox.sftp import SFTP
 from ncr_worker.sandbox.validator import Validator
 from ncr_worker.sandbox.valkey import Valkey
 
+pytest_plugins = ["ledgers", "running"]
+
 S = TypeVar("S", bound=ServerProcess)
 RUN_MARK = "NCR_TEST_RUN"
 """Environment variable that all processes of one test run inherit, those included that detach themselves."""

@@ -1,4 +1,7 @@
-"""Ledgers for tests: one database of each kind for a test file, emptied between its tests, and usual first steps."""
+"""Ledgers for tests: one database of each kind for a test file, emptied between its tests, and usual first steps.
+
+A plugin for its fixtures: conftest.py names it.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,16 @@ def shared_database(request: pytest.FixtureRequest, paths: pytest.TempPathFactor
     with opened(url) as database:
         yield database
     server.drop_database(url)
+
+
+@pytest.fixture(params=DATABASES, scope="module")
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    yield from shared_database(request, tmp_path_factory)
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    return emptied(database)
 
 
 @contextmanager

@@ -1,13 +1,18 @@
-"""Deliveries run by the real runner on a real ledger, in this process."""
+"""Deliveries run by the real runner on a real ledger, in this process.
+
+A plugin for its fixtures: conftest.py names it.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
-from deliveries import World
+import pytest
+from deliveries import World, a_world
 from engine import WorkerHost
 from ledgers import figures, opened
 
@@ -17,6 +22,9 @@ from ncr_worker.pipeline import GIB
 from ncr_worker.pipelines.deliver import PIPELINE
 from ncr_worker.runner import Runner
 from ncr_worker.sandbox.process import free_port
+from ncr_worker.sandbox.s3 import S3
+from ncr_worker.sandbox.sftp import SFTP
+from ncr_worker.sandbox.validator import Validator
 from ncr_worker.settings import Settings
 
 
@@ -71,3 +79,16 @@ def delivering(settings: Settings) -> Iterator[Deliveries]:
         runner = host.runner(PIPELINE)
         resources.callback(runner.connectors.close)
         yield Deliveries(host, runner)
+
+
+@pytest.fixture
+def world(s3: S3, validator: Validator, sftp: SFTP, tmp_path: Path) -> Iterator[World]:
+    world = a_world(s3, validator, sftp, tmp_path)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def deliveries(world: World) -> Iterator[Deliveries]:
+    with delivering(with_ledger(world)) as deliveries:
+        yield deliveries

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ncr_worker.cli.options import AsJson, Cursor, Limit, examples, moment
+from ncr_worker.cli.options import AsJson, Cursor, Limit, OfUser, examples, moment
 from ncr_worker.cli.session import console, hint, latest, opened, print_json
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def jobs(
     kind: Annotated[str | None, typer.Option(help="Only of this kind, e.g. deliver")] = None,
     status: Annotated[str | None, typer.Option(help="Only with this status, e.g. pending, uploading, failed")] = None,
     batch: Annotated[str | None, typer.Option(metavar="ID", help="Only of this batch")] = None,
-    user: Annotated[str | None, typer.Option(help="Only of this user")] = None,
+    user: OfUser = None,
     job_id: Annotated[str | None, typer.Option(help="Only with this job_id of your own")] = None,
     since: Time = None,
     until: Time = None,
@@ -99,7 +99,7 @@ def job(
 
 @commands.command(epilog=examples("ncr batches", "ncr batches --user ann --json"))
 def batches(
-    user: Annotated[str | None, typer.Option(help="Only of this user")] = None,
+    user: OfUser = None,
     limit: Limit = 20,
     cursor: Cursor = None,
     as_json: AsJson = False,

@@ -45,6 +45,9 @@ Key = Annotated[
 Wait = Annotated[
     bool, typer.Option("--wait", help="Stay until all has ended; exit code 0: all succeeded, 3: something did not")
 ]
+CatalogJob = Annotated[str, typer.Argument(metavar="JOB", help="The job's id in the catalog")]
+CatalogRow = Annotated[int | None, typer.Option("--row-id", help="Its row in the catalog")]
+OfUser = Annotated[str | None, typer.Option("--user", help="Only of this user")]
 Limit = Annotated[int, typer.Option(min=1, max=1000, help="How many at most")]
 Cursor = Annotated[str | None, typer.Option(help="Go on where the page before ended; it has told this cursor")]
 TaskId = Annotated[str | None, typer.Argument(metavar="[ID]", help="The task_id of the job", show_default=False)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from ncr_worker.cli.options import AsJson, examples
+from ncr_worker.cli.options import AsJson, CatalogJob, CatalogRow, examples
 from ncr_worker.cli.session import console, opened, print_json
 from ncr_worker.cli.submit import checked
 
@@ -20,8 +20,8 @@ commands = typer.Typer()
 
 @commands.command(epilog=examples("ncr plan 4711", "ncr plan 4711 --json | jq '.files[].target'"))
 def plan(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id in the catalog")],
-    row_id: Annotated[int | None, typer.Option(help="Its row in the catalog")] = None,
+    job: CatalogJob,
+    row_id: CatalogRow = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a delivery would put where, and what it needs, without doing anything."""

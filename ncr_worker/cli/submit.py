@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ncr_worker.cli.options import AsJson, Key, Wait, examples
+from ncr_worker.cli.options import AsJson, CatalogJob, CatalogRow, Key, Wait, examples
 from ncr_worker.cli.session import actor, hint, opened, print_json
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from ncr_worker.ledger.idempotency import Stored
 
 KIND = "deliver"
 
@@ -22,10 +27,10 @@ commands = typer.Typer()
     )
 )
 def submit(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id in the catalog")],
+    job: CatalogJob,
     user: Annotated[str, typer.Option(help="Whose job it is")],
     campaign: Annotated[str, typer.Option(help="What it belongs to")],
-    row_id: Annotated[int | None, typer.Option(help="Its row in the catalog")] = None,
+    row_id: CatalogRow = None,
     wait: Wait = False,
     key: Key = None,
     as_json: AsJson = False,
@@ -43,11 +48,7 @@ def submit(
     with opened() as app:
         stored = app.submit(KIND, args, actor=actor(), key=key)
         answer = accepted(args, stored)
-        if as_json:
-            print_json(answer, line=wait)
-        else:
-            said = "stored before" if stored.again else answer.message
-            typer.echo(f"{answer.job_id}: {said}; task {answer.task_id}")
+        _tell(answer, f"{answer.job_id}: {_said(stored)}; task {answer.task_id}", as_json, wait)
         if wait:
             raise typer.Exit(wait_for_job(app, answer.task_id, as_json=as_json))
     if not as_json:
@@ -89,15 +90,22 @@ def batch(
         tenant = tenants.pop() if len(tenants) == 1 else ""
         stored = app.submit_batch(KIND, many, tenant=tenant, actor=actor(), key=key)
         answer = accepted_batch(many, stored)
-        if as_json:
-            print_json(answer, line=wait)
-        else:
-            said = "stored before" if stored.again else answer.message
-            typer.echo(f"{answer.total_jobs} jobs: {said}; batch {answer.batch_id}")
+        _tell(answer, f"{answer.total_jobs} jobs: {_said(stored)}; batch {answer.batch_id}", as_json, wait)
         if wait:
             raise typer.Exit(wait_for_batch(app, answer.batch_id, as_json=as_json))
     if not as_json:
         hint(f"see them with: ncr jobs --batch {answer.batch_id} --watch")
+
+
+def _said(stored: Stored) -> str:
+    return "stored before" if stored.again else stored.message
+
+
+def _tell(answer: BaseModel, text: str, as_json: bool, wait: bool) -> None:
+    if as_json:
+        print_json(answer, line=wait)
+    else:
+        typer.echo(text)
 
 
 def checked(model: Any, **values: Any) -> Any:

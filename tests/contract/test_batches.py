@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from ledgers import DATABASES, emptied, holds, shared_database, start, submit
+from ledgers import emptied, holds, start, submit
 
 from ncr_worker import batches
 from ncr_worker.batches import Batches
@@ -14,11 +12,6 @@ from ncr_worker.job import Job, Reason, State
 from ncr_worker.ledger import Ledger
 from ncr_worker.ledger.intake import Again
 from ncr_worker.sql import Database
-
-
-@pytest.fixture(params=DATABASES, scope="module")
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    yield from shared_database(request, tmp_path_factory)
 
 
 @pytest.fixture

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ledgers import DATABASES, alter, emptied, new_job, pick_one, shared_database, start, submit
+from ledgers import alter, emptied, new_job, pick_one, start, submit
 from sqlalchemy import insert
 
 from ncr_worker.errors import NotFound
@@ -50,16 +49,6 @@ WORDS = sorted(
     {"waiting", "validation_failed", "pending", "processing", "completed", "failed", "cancelled"}
     | {said for pipeline in PIPELINES.values() for said in pipeline.words.values()}
 )
-
-
-@pytest.fixture(params=DATABASES, scope="module")
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    yield from shared_database(request, tmp_path_factory)
-
-
-@pytest.fixture
-def ledger(database: Database) -> Ledger:
-    return emptied(database)
 
 
 @pytest.fixture

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from ledgers import DATABASES, LEASE, alter, claim, emptied, figures, pick_one, shared_database, start, submit
+from ledgers import LEASE, alter, claim, emptied, figures, pick_one, start, submit
 from sqlalchemy import update
 
 from ncr_worker.errors import ConfigError
@@ -13,11 +11,6 @@ from ncr_worker.job import Job, Reason, State
 from ncr_worker.ledger import Ledger
 from ncr_worker.ledger.tables import host
 from ncr_worker.sql import Database
-
-
-@pytest.fixture(params=DATABASES, scope="module")
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    yield from shared_database(request, tmp_path_factory)
 
 
 @pytest.fixture

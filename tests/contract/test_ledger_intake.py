@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from ledgers import DATABASES, alter, claim, emptied, holds, new_job, offer, pick_one, shared_database, start, submit
+from ledgers import alter, claim, holds, new_job, offer, pick_one, start, submit
 
 from ncr_worker.errors import Cancelled, Conflict, NotFound
 from ncr_worker.history import History
 from ncr_worker.job import NewBatch, Reason, State
 from ncr_worker.ledger import Ledger
 from ncr_worker.pipeline import MIB
-from ncr_worker.sql import Database
-
-
-@pytest.fixture(params=DATABASES, scope="module")
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    yield from shared_database(request, tmp_path_factory)
-
-
-@pytest.fixture
-def ledger(database: Database) -> Ledger:
-    return emptied(database)
 
 
 # --- submit -------------------------------------------------------------------------------------------

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 from ledgers import (
-    DATABASES,
     alter,
     claim,
     emptied,
@@ -17,7 +15,6 @@ from ledgers import (
     new_job,
     offer,
     pick_one,
-    shared_database,
     start,
     submit,
 )
@@ -30,11 +27,6 @@ from ncr_worker.pipeline import MIB
 from ncr_worker.sql import Database
 
 OVERTAKE_LIMIT = 2
-
-
-@pytest.fixture(params=DATABASES, scope="module")
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    yield from shared_database(request, tmp_path_factory)
 
 
 @pytest.fixture

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from ledgers import DATABASES, LEASE, alter, claim, emptied, holds, pick_one, shared_database, start, submit
+from ledgers import LEASE, alter, claim, holds, pick_one, start, submit
 from sqlalchemy import select
 
 from ncr_worker.job import OUT, TERMINAL, TRANSITIONS, Event, Reason, State
 from ncr_worker.ledger import Checkpoint, Ledger
 from ncr_worker.ledger.tables import checkpoint
 from ncr_worker.ledger.transition import move
-from ncr_worker.sql import Database
-
-
-@pytest.fixture(params=DATABASES, scope="module")
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    yield from shared_database(request, tmp_path_factory)
-
-
-@pytest.fixture
-def ledger(database: Database) -> Ledger:
-    return emptied(database)
 
 
 def change(ledger: Ledger, job_id: str, target: State, token: int | None = None) -> bool:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from ledgers import (
-    DATABASES,
     alter,
     claim,
-    emptied,
     holds,
     new_job,
     offer,
     pick_one,
-    shared_database,
     start,
     submit,
     waits,
@@ -26,20 +23,9 @@ from ncr_worker.errors import Cancelled, GivenBack, LostOwnership
 from ncr_worker.job import Job, NewBatch, Reason, State
 from ncr_worker.ledger import Checkpoint, Ledger, Picked
 from ncr_worker.pipeline import MIB
-from ncr_worker.sql import Database
 
 PLANNED = Checkpoint(0, "plan", None, '{"files": 3}')
 FETCHED = Checkpoint(1, "fetch", "h1", '{"files": 3, "bytes": 9}')
-
-
-@pytest.fixture(params=DATABASES, scope="module")
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    yield from shared_database(request, tmp_path_factory)
-
-
-@pytest.fixture
-def ledger(database: Database) -> Ledger:
-    return emptied(database)
 
 
 def dispatched(ledger: Ledger, **changes: object) -> Picked:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from ledgers import (
-    DATABASES,
     LEASE,
     alter,
     claim,
-    emptied,
     figures,
     new_job,
     offer,
     pick_one,
-    shared_database,
     start,
     submit,
 )
@@ -30,20 +25,9 @@ from ncr_worker.ledger.pauses import Pauses, Scope
 from ncr_worker.ledger.tables import batch, checkpoint, event, host, job
 from ncr_worker.pipeline import MIB
 from ncr_worker.retention import CHUNK, DAY, HOUR, Retention, Terms
-from ncr_worker.sql import Database
 from ncr_worker.stuck import MOST, Watch
 
 TERMS = Terms(jobs=30 * DAY, receipts=365 * DAY, keys=24 * HOUR, with_receipt=["deliver"], brief=["report"])
-
-
-@pytest.fixture(params=DATABASES, scope="module")
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    yield from shared_database(request, tmp_path_factory)
-
-
-@pytest.fixture
-def ledger(database: Database) -> Ledger:
-    return emptied(database)
 
 
 @pytest.fixture

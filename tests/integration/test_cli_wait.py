@@ -8,32 +8,16 @@ from pathlib import Path
 
 import pytest
 from commands import Ncr
-from deliveries import World, a_world
+from deliveries import World
 from engine import eventually
-from running import Deliveries, delivering, with_ledger
+from running import Deliveries
 
 from ncr_worker.app import App
 from ncr_worker.cli.follow import MANY
 from ncr_worker.job import State
-from ncr_worker.sandbox.s3 import S3
-from ncr_worker.sandbox.sftp import SFTP
-from ncr_worker.sandbox.validator import Validator
 from ncr_worker.views.lookup import Filter
 
 ANN = ("--user", "ann", "--campaign", "spring")
-
-
-@pytest.fixture
-def world(s3: S3, validator: Validator, sftp: SFTP, tmp_path: Path) -> Iterator[World]:
-    world = a_world(s3, validator, sftp, tmp_path)
-    yield world
-    world.close()
-
-
-@pytest.fixture
-def deliveries(world: World) -> Iterator[Deliveries]:
-    with delivering(with_ledger(world)) as deliveries:
-        yield deliveries
 
 
 @pytest.fixture

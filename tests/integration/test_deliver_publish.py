@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from deliveries import STAGES, LooseRun, World, a_world, as_delivered
+from deliveries import STAGES, LooseRun, World, as_delivered
 
 from ncr_worker.errors import LostOwnership, Rejected, StageError, Transient
 from ncr_worker.pipelines.deliver.model import Delivery
 from ncr_worker.pipelines.deliver.publish import abandon
-from ncr_worker.sandbox.s3 import S3
 from ncr_worker.sandbox.sftp import SFTP
-from ncr_worker.sandbox.validator import Validator
 from ncr_worker.stores.sftp import SftpTarget
 
 OLD = b"the delivery before"
-
-
-@pytest.fixture
-def world(s3: S3, validator: Validator, sftp: SFTP, tmp_path: Path) -> Iterator[World]:
-    world = a_world(s3, validator, sftp, tmp_path)
-    yield world
-    world.close()
 
 
 @pytest.fixture(params=[False, True], ids=["first", "again"])

@@ -5,32 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from deliveries import World, a_world, as_delivered
+from deliveries import World, as_delivered
 from fastapi.testclient import TestClient
-from running import Deliveries, delivering, with_ledger
+from running import Deliveries, with_ledger
 from serving import serving
 
 from ncr_worker.cli import main
-from ncr_worker.sandbox.s3 import S3
-from ncr_worker.sandbox.sftp import SFTP
-from ncr_worker.sandbox.validator import Validator
-
-
-@pytest.fixture
-def world(s3: S3, validator: Validator, sftp: SFTP, tmp_path: Path) -> Iterator[World]:
-    world = a_world(s3, validator, sftp, tmp_path)
-    yield world
-    world.close()
-
-
-@pytest.fixture
-def deliveries(world: World) -> Iterator[Deliveries]:
-    with delivering(with_ledger(world)) as deliveries:
-        yield deliveries
 
 
 @pytest.fixture
