@@ -24,7 +24,7 @@ from ncr_worker.ledger import Ledger
 from ncr_worker.ledger.idempotency import Once, Stored
 from ncr_worker.ledger.intake import Again
 from ncr_worker.ledger.pauses import Pauses, Scope
-from ncr_worker.memory.admission import Admission
+from ncr_worker.memory.admission import Admission, Limits
 from ncr_worker.pipeline import Args, Pipeline
 from ncr_worker.pipelines import load_pipelines
 from ncr_worker.pipelines.deliver.model import DeliverArgs
@@ -53,7 +53,8 @@ class App:
         self.board = Board(settings.board_url)
         self.history = History(self.database)
         self.pauses = Pauses(self.database)
-        self.admission = Admission(self.ledger, self.history, self.pauses, max_backlog=settings.max_backlog)
+        limits = Limits(settings.max_backlog, settings.admission_max_wait)
+        self.admission = Admission(self.ledger, self.history, self.pauses, limits)
         self.connectors = Connectors(settings.model_copy(update={"db_patience": patience}))
         self._single = GroupCommit(self.ledger)
         self._batches = Batches(self.ledger)
@@ -182,8 +183,8 @@ class App:
         known_by: tuple[str, str] | None = None,
     ) -> Stored:
         """`known_by`: the client's key, and the fingerprint of what is submitted."""
-        verdict = self.admission.judge(pipeline.memory, len(many))
         jobs = [self._new(pipeline, args, batch) for args in many]
+        verdict = self.admission.judge(jobs)
         ids = tuple(job.id for job in jobs)
         stored = Stored(ids, batch.id if batch else None, f"stored; {verdict.reason}", time.time())
         if batch is None and known_by is None:

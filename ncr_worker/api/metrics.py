@@ -30,9 +30,9 @@ from ncr_worker import __version__
 from ncr_worker.api.dependencies import TheApp
 from ncr_worker.api.problems import documented
 from ncr_worker.app import App
-from ncr_worker.errors import Busy, NeverFits
 from ncr_worker.job import State
 from ncr_worker.ledger.pauses import Scope
+from ncr_worker.memory.drain import Asked
 from ncr_worker.metrics import Reports
 from ncr_worker.sql import DatabaseAway
 
@@ -159,7 +159,7 @@ def _jobs(app: App) -> list[Metric]:
 
 def _intake(app: App) -> list[Metric]:
     paused = {pause.scope for pause in app.pauses.active()}
-    accepting = {(kind,): _accepts(app, pipeline.memory) for kind, pipeline in app.pipelines.items()}
+    accepting = {(kind,): _accepts(app, kind, pipeline.memory) for kind, pipeline in app.pipelines.items()}
     return [
         _gauge("ncr_intake_paused", "Whether a person has paused the intake", [], {(): Scope.INTAKE in paused}),
         _gauge("ncr_work_paused", "Whether a person has paused the start of jobs", [], {(): Scope.WORK in paused}),
@@ -167,13 +167,8 @@ def _intake(app: App) -> list[Metric]:
     ]
 
 
-def _accepts(app: App, need: int) -> bool:
-    try:
-        return app.admission.judge(need).accepting
-    except DatabaseAway:
-        raise
-    except (Busy, NeverFits):
-        return False
+def _accepts(app: App, kind: str, need: int) -> bool:
+    return app.admission.explain(Asked(kind, need), fresh=False).accepting
 
 
 def _hosts(app: App) -> list[Metric]:

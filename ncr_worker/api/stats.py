@@ -21,6 +21,7 @@ from ncr_worker.api.schemas import (
 )
 from ncr_worker.ledger import Host
 from ncr_worker.memory.domain import Domain, rss_anon
+from ncr_worker.memory.drain import Asked
 from ncr_worker.views.job import FOR_MEMORY
 
 router = APIRouter(tags=["statistics"])
@@ -30,7 +31,7 @@ router = APIRouter(tags=["statistics"])
 def memory_stats(app: TheApp, now: Now) -> MemoryStats:
     """Whether deliveries are taken in now, and why; the limit that counts is the cgroup's where there is one."""
     need = app.pipeline(KIND).memory
-    verdict = app.admission.explain(need)
+    verdict = app.admission.explain(Asked(KIND, need))
     short = [entry for entry in app.history.backlog() if entry.reason in FOR_MEMORY]
     waiting = Waiting(jobs=sum(entry.jobs for entry in short), bytes=sum(entry.need for entry in short))
     here = Domain(app.settings.host_memory_bytes).read()

@@ -31,7 +31,8 @@ from ncr_worker.ledger import Ledger
 from ncr_worker.ledger.idempotency import Once, Stored
 from ncr_worker.ledger.intake import Again
 from ncr_worker.ledger.pauses import Pause, Pauses, Scope
-from ncr_worker.memory.admission import Admission
+from ncr_worker.memory.admission import Admission, Limits
+from ncr_worker.memory.drain import Asked
 from ncr_worker.pipeline import MIB
 from ncr_worker.sql import Database
 
@@ -291,39 +292,42 @@ def test_the_latest_pause_counts_and_many_at_once_are_one(ledger: Ledger) -> Non
     assert [(pause.actor, pause.note) for pause in pauses.active()] == [("bob", "later")]
 
 
+ASKED = Asked("deliver", MIB, "ann")
+
+
 def admission(ledger: Ledger, *, max_backlog: int) -> Admission:
-    return Admission(ledger, History(ledger.database), Pauses(ledger.database), max_backlog=max_backlog)
+    return Admission(ledger, History(ledger.database), Pauses(ledger.database), Limits(max_backlog))
 
 
 def test_a_full_backlog_takes_nothing_in_until_some_have_run(ledger: Ledger) -> None:
     entry = admission(ledger, max_backlog=2)
     submit(ledger)
     with pytest.raises(Busy, match=r"1 jobs wait already, 2 may \(MAX_BACKLOG\)") as busy:
-        entry.judge(MIB, 2)
+        entry.judge([ASKED, ASKED])
     assert (busy.value.code, busy.value.retry_in) == ("backlog_full", 30)
-    assert entry.judge(MIB).accepting
+    assert entry.judge([ASKED]).accepting
     submit(ledger)
-    assert not entry.explain(MIB).accepting
+    assert not entry.explain(ASKED).accepting
     claim(ledger, pick_one(ledger))
-    assert entry.explain(MIB).accepting
+    assert entry.explain(ASKED).accepting
 
 
 def test_a_burst_within_one_look_is_counted_too(ledger: Ledger) -> None:
     entry = admission(ledger, max_backlog=10)
     for _ in range(10):
-        entry.judge(MIB)
+        entry.judge([ASKED])
         submit(ledger)
     with pytest.raises(Busy, match="MAX_BACKLOG"):
-        entry.judge(MIB)
+        entry.judge([ASKED])
 
 
 def test_a_paused_intake_says_by_whom_and_why(ledger: Ledger) -> None:
     entry = admission(ledger, max_backlog=10)
     entry.pauses.pause(Scope.INTAKE, actor="ann", note="stocktaking")
     with pytest.raises(Busy, match="paused by ann: stocktaking") as busy:
-        entry.judge(MIB)
+        entry.judge([ASKED])
     assert busy.value.code == "intake_paused"
-    assert entry.explain(MIB).reason.endswith("stocktaking")
+    assert entry.explain(ASKED).reason.endswith("stocktaking")
 
 
 # --- what other servers and people say ----------------------------------------------------------------
