@@ -25,6 +25,7 @@ from ncr_worker.ledger.idempotency import Once, Stored
 from ncr_worker.ledger.intake import Again
 from ncr_worker.ledger.pauses import Pauses, Scope
 from ncr_worker.memory.admission import Admission, Limits
+from ncr_worker.memory.needs import Needs
 from ncr_worker.pipeline import Args, Pipeline
 from ncr_worker.pipelines import load_pipelines
 from ncr_worker.pipelines.deliver.model import DeliverArgs
@@ -55,6 +56,7 @@ class App:
         self.pauses = Pauses(self.database)
         limits = Limits(settings.max_backlog, settings.admission_max_wait)
         self.admission = Admission(self.ledger, self.history, self.pauses, limits)
+        self.needs = Needs(self.database, learned=settings.memory_prediction == "learned")
         self.connectors = Connectors(settings.model_copy(update={"db_patience": patience}))
         self._single = GroupCommit(self.ledger)
         self._batches = Batches(self.ledger)
@@ -204,7 +206,11 @@ class App:
         except ValidationError as error:
             text = f"the arguments of job {job.id} do not fit {job.kind} any more; submit it anew"
             raise Conflict(text, code="not_retryable") from error
-        return Again(pipeline.memory, pipeline.exclusive(args))
+        return Again(self._need(pipeline, args), pipeline.exclusive(args))
+
+    def _need(self, pipeline: Pipeline[Any], args: Args) -> int:
+        """Bytes to reserve before the first stage."""
+        return self.needs.predict(pipeline.kind, pipeline.version, None, args.size, pipeline.declared(args)).need
 
     def _new(self, pipeline: Pipeline[Any], args: Args, batch: NewBatch | None) -> NewJob:
         return NewJob(
@@ -214,7 +220,8 @@ class App:
             ref=args.ref,
             tenant=args.tenant,
             args=args.model_dump(mode="json"),
-            need=pipeline.memory,
+            need=self._need(pipeline, args),
+            input_bytes=args.size,
             max_attempts=pipeline.attempts,
             batch_id=batch.id if batch else None,
             exclusive_key=pipeline.exclusive(args),

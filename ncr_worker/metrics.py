@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sqlalchemy import select, update
 
 from ncr_worker.job import Job, Reason, State
 from ncr_worker.ledger import Checkpoint, Claim, Work
+from ncr_worker.ledger.observations import Seen
 from ncr_worker.ledger.tables import host
 from ncr_worker.sql import Database
 
@@ -126,8 +127,10 @@ class CountedWork(Work):
             self._clock.stage = claim.job.stage
         return claim
 
-    def enter(self, running: Job, stage: str, *, done: Checkpoint | None = None) -> None:
-        super().enter(running, stage, done=done)
+    def enter(
+        self, running: Job, stage: str, *, done: Checkpoint | None = None, input_bytes: int | None = None
+    ) -> None:
+        super().enter(running, stage, done=done, input_bytes=input_bytes)
         if done is not None:
             self._completed(running)
         self._clock.entered, self._clock.stage = time.monotonic(), stage
@@ -141,8 +144,9 @@ class CountedWork(Work):
         error: str | None = None,
         result: Mapping[str, Any] | None = None,
         peak: int | None = None,
+        seen: Sequence[Seen] = (),
     ) -> None:
-        super().finish(running, state, error_code=error_code, error=error, result=result, peak=peak)
+        super().finish(running, state, error_code=error_code, error=error, result=result, peak=peak, seen=seen)
         if state is State.SUCCEEDED:
             self._completed(running)
         self.metrics.ended.labels(running.kind, state.value, error_code or "").inc()

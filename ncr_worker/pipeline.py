@@ -38,11 +38,21 @@ class Args(BaseModel):
         """Whose work it is."""
         return ""
 
+    @property
+    def size(self) -> int | None:
+        """Bytes of input, if they are known before the start: what the need of memory may depend on."""
+        return None
+
 
 class Parcel(BaseModel):
     """The frozen value that travels through the stages; written to the ledger after each one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of input, as soon as a stage has found out."""
+        return None
 
     def evolve(self, **changes: Any) -> Self:
         return self.model_copy(update=changes)
@@ -149,7 +159,8 @@ class Pipeline(Generic[P]):
     """A kind of job.
 
     `args`, `parcel`: their types; the parcel is started as `parcel(args=args)`, so it has a field `args`.
-    `memory`: bytes to reserve before the first stage. `attempts`: how often a child may claim the job.
+    `memory`: bytes to reserve before the first stage, as long as nothing has been learned; `estimate(args)`: the same
+    where the arguments tell it. `attempts`: how often a child may claim the job.
     `exclusive(args)`: the key of which only one unfinished job may exist.
     `words`: stage name -> the status word shown while that stage runs; `public` for states.
     `abandon(run, parcel)`: undo what lies outside (a staging folder) when the job ends without success.
@@ -160,6 +171,7 @@ class Pipeline(Generic[P]):
     parcel: type[P]
     stages: tuple[Stage[P], ...]
     memory: int = 64 * MIB
+    estimate: Callable[[Any], int] | None = None
     version: int = 1
     attempts: int = 5
     max_jobs_per_child: int | None = None
@@ -176,6 +188,10 @@ class Pipeline(Generic[P]):
 
     def start(self, args: Args) -> P:
         return self.parcel.model_validate({"args": args})
+
+    def declared(self, args: Args) -> int:
+        """Bytes that a job with these arguments is said to need at most."""
+        return self.estimate(args) if self.estimate else self.memory
 
     def need(self, stage: Stage[P], parcel: P) -> int:
         """Bytes that `stage` needs for `parcel`."""

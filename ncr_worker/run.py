@@ -12,6 +12,7 @@ from ncr_worker.board import Board
 from ncr_worker.errors import Cancelled, GivenBack, LostOwnership, OutOfMemory
 from ncr_worker.job import Job, Reason, State
 from ncr_worker.ledger import Work
+from ncr_worker.ledger.observations import Seen
 from ncr_worker.memory.slots import JobSlot, Order
 from ncr_worker.pipeline import Parcel, Pipeline, Stage
 from ncr_worker.progress import Progress, percent
@@ -57,6 +58,7 @@ class ActiveRun:
         self.use = connectors.use
         self.slot = slot
         self.parcel: Parcel | None = None  # as the stage that runs now received it
+        self.seen: list[Seen] = []  # what its stages took, those that are done
         self._work = work
         self._board = board
         self._lock = threading.Lock()
@@ -66,6 +68,11 @@ class ActiveRun:
     def enter(self, stage: Stage[Any]) -> None:
         self._progress, self._entered = Progress(stage=stage.name), time.monotonic()
         self.show(State.RUNNING, event=True)
+
+    @property
+    def peak(self) -> int:
+        """Most bytes that this run was seen to use."""
+        return max([self.slot.peak, *(seen.peak for seen in self.seen)])
 
     def advance(
         self,

@@ -26,7 +26,10 @@ from ncr_worker.errors import (
 )
 from ncr_worker.job import Reason, State
 from ncr_worker.ledger import Checkpoint, Claim, Ledger
+from ncr_worker.ledger.observations import Seen
 from ncr_worker.memory.domain import Domain, rss_anon
+from ncr_worker.memory.needs import Needs
+from ncr_worker.memory.peaks import StagePeak
 from ncr_worker.memory.slots import JobSlot, Slots
 from ncr_worker.memory.watch import end_descendants
 from ncr_worker.pipeline import Parcel, Pipeline, Stage
@@ -35,6 +38,8 @@ from ncr_worker.settings import Settings
 from ncr_worker.sql import DatabaseAway
 
 log = logging.getLogger(__name__)
+
+LITTLE = 1.05  # times what is reserved: two predictions of the same differ by more, and a yield costs more
 
 
 class Runner:
@@ -49,6 +54,7 @@ class Runner:
         self.pipelines = pipelines
         self.slots = slots
         self.connectors = Connectors(settings)
+        self.needs = Needs(ledger.database, learned=settings.memory_prediction == "learned")
 
     def run(self, kind: str, job_id: str, token: int, slot: int) -> None:
         """Run the job if this message is its first and only one; a stale or doubled message leaves no trace."""
@@ -76,6 +82,8 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - the one place that decides what an error means for its job
             self._conclude(run, self._overruled(run, error))
         else:
+            if len(run.seen) == len(run.pipeline.stages):  # else an earlier run has done a part of it
+                run.seen.append(self._whole(run, result))
             self._finish(run, State.SUCCEEDED, result=result.model_dump(mode="json"))
 
     def _fold(self, run: ActiveRun, claim: Claim) -> Parcel:
@@ -90,18 +98,29 @@ class Runner:
         for position, stage in enumerate(stages[start:], start):
             run.parcel = parcel
             if done or stage.name != run.job.stage:
-                self.ledger.work.enter(run.job, stage.name, done=done)
-            need = run.pipeline.need(stage, parcel)
-            if need > run.slot.reserved:
+                self.ledger.work.enter(run.job, stage.name, done=done, input_bytes=parcel.size)
+            declared = run.pipeline.need(stage, parcel)
+            need = self.needs.predict(run.job.kind, run.job.version, stage.name, parcel.size, declared).need
+            if run.job.error_code == OutOfMemory.code:  # what it was said to need was not enough
+                need = max(need, run.job.need)
+            if need > run.slot.reserved * LITTLE:
                 if not run.slot.ask(need):
                     raise NeedsMemory(need)
                 self.ledger.work.granted(run.job, need)
             run.slot.lower(need)
             run.enter(stage)
+            measured = StagePeak(run.slot)
             parcel = self._stage(stage, run, parcel)
+            peak, seconds = measured.end()
+            run.seen.append(Seen(run.job.kind, run.job.version, stage.name, parcel.size, declared, peak, seconds))
             host = self.settings.host if stage.local else None
             done = Checkpoint(position, stage.name, host, parcel.model_dump_json())
         return parcel
+
+    def _whole(self, run: ActiveRun, parcel: Parcel) -> Seen:
+        job, seconds = run.job, sum(seen.seconds for seen in run.seen)
+        declared = run.pipeline.declared(run.pipeline.args.model_validate(job.args))
+        return Seen(job.kind, job.version, None, parcel.size, declared, run.peak, seconds)
 
     def _resume(self, run: ActiveRun, claim: Claim) -> tuple[Parcel, int]:
         """The newest checkpoint that is whole on this host, and the stage after it; else the start."""
@@ -186,7 +205,7 @@ class Runner:
         run.show(State.QUEUED, message=str(error), event=True)
 
     def _outgrow(self, run: ActiveRun) -> None:
-        used, limit = run.slot.peak, Domain(self.settings.host_memory_bytes).read().limit
+        used, limit = run.peak, Domain(self.settings.host_memory_bytes).read().limit
         log.warning("ran out of memory: used %d bytes, %d were reserved", used, run.slot.reserved)
         self.ledger.work.outgrown(run.job.number, run.job.token or 0, used=used, limit=limit, actor="runner")
         run.show(State.QUEUED, message="ran out of memory; it is tried again with more", event=True)
@@ -218,7 +237,10 @@ class Runner:
     ) -> None:
         code, text = (error.code, str(error)) if error else (None, None)
         try:
-            self.ledger.work.finish(run.job, state, error_code=code, error=text, result=result, peak=run.slot.peak)
+            seen = run.seen if state is State.SUCCEEDED else ()
+            self.ledger.work.finish(
+                run.job, state, error_code=code, error=text, result=result, peak=run.peak, seen=seen
+            )
         except LostOwnership as lost:
             log.warning("%s; it had %s here", lost, state)
             return  # and the folder is not ours either: another run of the job may be on this host

@@ -153,6 +153,7 @@ observation = Table(
     Column("version", Integer, nullable=False),
     Column("stage", String(50)),  # none: the whole run
     Column("input_bytes", BigInteger),
+    Column("declared", BigInteger),  # what its pipeline had said
     Column("peak", BigInteger, nullable=False),
     Column("seconds", Double, nullable=False),
     Column("killed", Boolean, nullable=False),  # for its memory: it would have needed more than `peak`

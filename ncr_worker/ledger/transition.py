@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from ncr_worker.errors import Cancelled
 from ncr_worker.job import OUT, TERMINAL, Reason, State, sources
+from ncr_worker.ledger import observations
+from ncr_worker.ledger.observations import Seen
 from ncr_worker.ledger.pauses import work_paused
 from ncr_worker.ledger.tables import checkpoint, event, hold, job
 from ncr_worker.picking import Waiting
@@ -161,13 +164,16 @@ def outgrow(connection: Connection, number: int, *, actor: str, token: int, used
 
     `used`: the most that it was seen to use; `limit`: bytes of its host, which it may have once, alone.
     """
-    row = connection.execute(
-        select(job.c.reserved, job.c.attempt, job.c.max_attempts, job.c.error_code, job.c.error).where(
-            job.c.number == number, job.c.token == token
-        )
-    ).one_or_none()
+    columns = ("kind", "version", "stage", "input_bytes", "reserved", "attempt", "max_attempts", "error_code", "error")
+    query = select(*(job.c[name] for name in columns), (now() - job.c.started_at).label("seconds"))
+    row = connection.execute(query.where(job.c.number == number, job.c.token == token)).one_or_none()
     if row is None:
         return
+    if used > row.reserved:
+        lower_bound = Seen(
+            row.kind, row.version, row.stage, row.input_bytes, None, used, row.seconds or 0.0, killed=True
+        )
+        observations.note(connection, [lower_bound, replace(lower_bound, stage=None)])
     need = max(2 * row.reserved, used * 5 // 4)
     if row.reserved < limit:
         need = min(need, limit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ncr_worker.errors import Cancelled, GivenBack, LostOwnership
 from ncr_worker.job import Job, Reason, State
+from ncr_worker.ledger.observations import Seen, note
 from ncr_worker.ledger.tables import JOB_COLUMNS, checkpoint, hold, job, to_job
 from ncr_worker.ledger.transition import lose, move, outgrow, remark, requeue
 from ncr_worker.sql import Database, now
@@ -66,8 +67,10 @@ class Work:
 
         return self.database.transact(work)
 
-    def enter(self, running: Job, stage: str, *, done: Checkpoint | None = None) -> None:
-        """The job enters `stage`; `done` is the checkpoint of the stage before.
+    def enter(
+        self, running: Job, stage: str, *, done: Checkpoint | None = None, input_bytes: int | None = None
+    ) -> None:
+        """The job enters `stage`; `done` is the checkpoint of the stage before, `input_bytes` what it has found out.
 
         Raises LostOwnership, Cancelled.
         """
@@ -79,7 +82,8 @@ class Work:
                 connection.execute(delete(checkpoint).where(*where))
                 values = {"position": done.position, "stage": done.stage, "host": done.host, "parcel": done.parcel}
                 connection.execute(insert(checkpoint).values(job_number=running.number, **values))
-            connection.execute(update(job).where(job.c.number == running.number).values(stage=stage))
+            values = {"stage": stage} | ({} if input_bytes is None else {"input_bytes": input_bytes})
+            connection.execute(update(job).where(job.c.number == running.number).values(**values))
             remark(connection, [running.number], actor="runner", note=None)
 
         self.database.transact(work)
@@ -113,8 +117,12 @@ class Work:
         error: str | None = None,
         result: Mapping[str, Any] | None = None,
         peak: int | None = None,
+        seen: Sequence[Seen] = (),
     ) -> None:
-        """The job ends. Raises LostOwnership when it is not this run's any more."""
+        """The job ends. `seen`: what is to be learned from it.
+
+        Raises LostOwnership when it is not this run's any more.
+        """
         values: dict[str, Any] = {"error_code": error_code, "error": error, "result": result, "peak": peak}
 
         def work(connection: Connection) -> None:
@@ -123,6 +131,8 @@ class Work:
                 row = self._row(connection, running)
                 if row is None or row.state != state:
                     raise LostOwnership(f"job {running.id} is not ours any more")
+            else:
+                note(connection, seen)
 
         self.database.transact(work)
 

@@ -123,6 +123,14 @@ class JobSlot:
         self._slots.sample(self._index)
         return self._slots.read(self._index).peak
 
+    def forget_peak(self) -> None:
+        """From now on it is measured anew."""
+        self._slots.put(self._index, 4, 0)
+
+    @property
+    def baseline(self) -> int:
+        return self._slots.read(self._index).baseline
+
     @property
     def order(self) -> Order:
         return self._slots.read(self._index).order

@@ -114,6 +114,10 @@ class Delivery(Parcel):
         return sum(item.size for item in self.items)
 
     @property
+    def size(self) -> int | None:
+        return self.total_bytes or None
+
+    @property
     def manifest(self) -> dict[str, int]:
         """What must lie in the target folder: path relative to it -> bytes."""
         return {posixpath.relpath(item.target, self.folder): item.size for item in self.items}

@@ -29,6 +29,7 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("stage", sa.String(length=50), nullable=True),
         sa.Column("input_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("declared", sa.BigInteger(), nullable=True),
         sa.Column("peak", sa.BigInteger(), nullable=False),
         sa.Column("seconds", sa.Double(), nullable=False),
         sa.Column("killed", sa.Boolean(), nullable=False),

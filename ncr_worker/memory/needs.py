@@ -1,0 +1,59 @@
+"""How much memory to reserve: what a pipeline declares, until its earlier jobs tell it better."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+
+from ncr_worker.ledger.observations import Observations, Seen
+from ncr_worker.memory.predictor import Observation, Prediction, Predictor
+from ncr_worker.sql import Database, DatabaseAway
+
+log = logging.getLogger(__name__)
+
+SERVES = 5.0  # seconds for which what was read of the ledger serves: one job more or less changes little
+
+
+@dataclass(slots=True)
+class _Known:
+    predictor: Predictor
+    seen: list[Seen] = field(default_factory=list)
+    read_at: float = 0.0  # monotonic seconds
+
+
+class Needs:
+    """`learned`: whether what was observed counts at all. Safe to share between threads."""
+
+    def __init__(self, database: Database, *, learned: bool) -> None:
+        self.observations = Observations(database)
+        self.learned = learned
+        self._known: dict[tuple[str, str | None], _Known] = {}
+        self._lock = threading.Lock()
+
+    def predict(self, kind: str, version: int, stage: str | None, input_bytes: int | None, declared: int) -> Prediction:
+        """For a stage of a kind, or for a whole job (`stage` None). All sizes in bytes.
+
+        While the database is away: by what is known.
+        """
+        if not self.learned:
+            return Prediction(declared, "declared", 1.0, 0.0, 0, "as declared (MEMORY_PREDICTION=declared)")
+        with self._lock:
+            return self._predictor(kind, stage).predict(kind, version, input_bytes, declared)
+
+    def _predictor(self, kind: str, stage: str | None) -> Predictor:
+        known = self._known.setdefault((kind, stage), _Known(Predictor()))
+        if not known.read_at or time.monotonic() - known.read_at > SERVES:
+            known.read_at = time.monotonic()
+            try:
+                seen = self.observations.newest(kind, stage)
+            except DatabaseAway as error:
+                log.warning("memory is predicted by what was known before: %s", error)
+                return known.predictor
+            if seen != known.seen:
+                known.seen, known.predictor = seen, Predictor()
+                for one in seen:
+                    what = Observation(one.input_bytes, one.peak, one.seconds, one.killed)
+                    known.predictor.learn(one.kind, one.version, what)
+        return known.predictor

@@ -1,0 +1,180 @@
+"""How much memory a job will need, learned from earlier jobs of its kind. Pure: history in, a number out.
+
+The need is a factor times a curve over the job's input bytes. Several curves are fitted, and for each every factor
+that would just have held one of the earlier jobs is tried, with several margins. What would have cost least decides:
+too much reserved is paid for as long as the job ran, a failed attempt ten times over. Each earlier job is judged by
+what would have been chosen without it, or the closest fit would always look the best.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, chain, islice
+from operator import itemgetter
+
+from ncr_worker.memory.curves import Curve, curves
+
+KEPT = 200  # observations of one version
+PRIOR = 20  # observations below which a version leans on its predecessors
+FAILURE = 10.0  # times a failed attempt's byte-seconds: it also holds a slot, and its retry delays what comes after
+MARGINS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+FIRST = 0.1  # margin while one job is all that is known
+NOISE = 32 << 20  # bytes by which two runs of the same work differ: allocators, buffers, the order of threads
+DEEPEST = 32  # of the largest ratios are tried as factors: more failures than that are never worth it
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One attempt. `peak`: bytes. `seconds`: how long it ran. `killed`: for memory; it needed more."""
+
+    input_bytes: int | None
+    peak: int
+    seconds: float
+    killed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """`need`: bytes. `base`: name of the curve, or declared, largest, doubled. `quantile`: share (0..1) of the earlier
+    jobs that factor times curve holds before `margin` (0.05: 5 %). `samples`: what it rests on. `why`: plain words."""
+
+    need: int
+    base: str
+    quantile: float
+    margin: float
+    samples: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`rank`: earlier jobs above factor times curve. `cost`: byte-seconds."""
+
+    cost: float
+    curve: Curve
+    factor: float
+    rank: int
+    margin: float
+
+
+class Fit:
+    """What a history says. `weights`: how much each observation counts, 1 by default."""
+
+    def __init__(self, history: Sequence[Observation], weights: Sequence[float] | None = None) -> None:
+        exact = [not each.killed for each in history]
+        seen = max((each.peak for each in history if not each.killed), default=0)
+        # How much more a killed one needed is unknown until one that needed as much has ended: twice, as its retry.
+        peaks = [max(each.peak * (2 if each.killed and each.peak > seen else 1), 1) for each in history]
+        self.samples = len(history)
+        self.largest = max(peaks, default=0)
+        self._flat = self._best = None
+        if len(history) > 1:
+            times = [max(each.seconds, 1e-3) for each in history]
+            if weights is not None:
+                times = [time * weight for time, weight in zip(times, weights, strict=True)]
+            found = curves([each.input_bytes for each in history], peaks, exact)
+            choices = [_cheapest(curve, peaks, times) for curve in found]
+            self._flat, self._best = choices[0], min(choices, key=lambda choice: choice.cost)
+
+    def predict(self, input_bytes: int | None, declared: int, failed: int = 0) -> Prediction:
+        """`declared`: bytes that the kind asks for, the answer while nothing is known.
+
+        `failed`: bytes that an earlier attempt of this job had, and that were too few.
+        """
+        choice = self._flat if input_bytes is None else self._best
+        if choice is not None:
+            found = self._learned(choice, float(input_bytes or 0))
+        elif self.samples:
+            need, why = int(self.largest * (1 + FIRST)) + NOISE, f"the peak of the only job so far, and {FIRST:.0%}"
+            found = Prediction(need, "largest", 1.0, FIRST, self.samples, why)
+        else:
+            found = Prediction(declared, "declared", 1.0, 0.0, 0, "as declared: no job of this kind has ended yet")
+        return found if found.need > failed else self._again(failed)
+
+    def _learned(self, choice: Choice, given: float) -> Prediction:
+        need = int(choice.factor * choice.curve.at(given) * (1 + choice.margin)) + NOISE
+        quantile = 1 - choice.rank / self.samples
+        why = f"{choice.curve.name} that holds {quantile:.0%} of {self.samples} jobs, and {choice.margin:.1%}"
+        return Prediction(need, choice.curve.name, quantile, choice.margin, self.samples, why)
+
+    def _again(self, failed: int) -> Prediction:
+        largest = self.largest + NOISE
+        if largest > failed:
+            why = f"{failed:,} bytes were too few: the largest peak of {self.samples} jobs"
+            return Prediction(largest, "largest", 1.0, 0.0, self.samples, why)
+        return Prediction(2 * failed, "doubled", 1.0, 1.0, self.samples, f"{failed:,} bytes were too few: twice that")
+
+
+@dataclass(slots=True)
+class _Known:
+    """One version of a kind."""
+
+    recent: deque[Observation] = field(default_factory=lambda: deque(maxlen=KEPT))
+    fit: Fit | None = None
+
+
+class Predictor:
+    """Learns online, per kind and version. A version with few jobs of its own leans on those before it.
+
+    Not safe to share between threads.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, dict[int, _Known]] = {}
+
+    def learn(self, kind: str, version: int, observation: Observation) -> None:
+        """Call it in the order in which the jobs ended."""
+        self._known(kind, version).recent.append(observation)
+        for known in self._kinds[kind].values():
+            known.fit = None
+
+    def predict(self, kind: str, version: int, input_bytes: int | None, declared: int, failed: int = 0) -> Prediction:
+        """As Fit.predict. About a millisecond after something was learned of the kind, else microseconds."""
+        known = self._known(kind, version)
+        if known.fit is None:
+            known.fit = self._fit(kind, version)
+        return known.fit.predict(input_bytes, declared, failed)
+
+    def _known(self, kind: str, version: int) -> _Known:
+        return self._kinds.setdefault(kind, {}).setdefault(version, _Known())
+
+    def _fit(self, kind: str, version: int) -> Fit:
+        versions = self._kinds[kind]
+        own = versions[version].recent
+        earlier = (reversed(versions[each].recent) for each in sorted(versions, reverse=True) if each < version)
+        prior = list(islice(chain.from_iterable(earlier), max(PRIOR - len(own), 0)))
+        return Fit([*reversed(prior), *own], [1 / (1 + len(own))] * len(prior) + [1.0] * len(own))
+
+
+def _cheapest(curve: Curve, peaks: Sequence[int], times: Sequence[float]) -> Choice:
+    """The factor and margin that would have cost least. `times`: seconds of each job, weighted.
+
+    Sorted by falling ratio of peak to curve, the factor of rank k is the k-th ratio: k jobs lie above it. Without one
+    of the first k + 1 jobs it would have been the next ratio. Running sums make each trial cheap.
+    """
+    largest = max(peaks)
+    rows = sorted(
+        (
+            (peak / line, line * time, peak * time, (largest - peak + FAILURE * peak) * time)
+            for peak, line, time in zip(peaks, curve.left_out, times, strict=True)
+        ),
+        reverse=True,
+    )
+    rising = [-row[0] for row in rows]
+    lines, used, lost = ([0.0, *accumulate(map(itemgetter(column), rows))] for column in (1, 2, 3))
+    best = (math.inf, 0, 0.0)
+    for rank in range(min(len(rows) - 1, DEEPEST)):
+        factor, without, head = rows[rank][0], rows[rank + 1][0], rank + 1
+        tail = factor * (lines[-1] - lines[head])
+        for margin in MARGINS:
+            failed = bisect_left(rising, -without * (1 + margin), 0, head)
+            reserved = (1 + margin) * (tail + without * (lines[head] - lines[failed]))
+            cost = reserved - (used[-1] - used[failed]) + lost[failed]
+            if cost < best[0]:
+                best = (cost, rank, margin)
+    cost, rank, margin = best
+    return Choice(cost, curve, rows[rank][0], rank, margin)
