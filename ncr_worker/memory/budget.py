@@ -67,6 +67,11 @@ class Load:
         return max(self.budget - self.charged, 0)
 
     @property
+    def in_danger(self) -> bool:
+        """What would start now would be ended at once."""
+        return self.anonymous > self.limit * DANGER
+
+    @property
     def exceeded(self) -> bool:
         """More is charged than may be, and not for a job that has the host alone. What is ending counts no more."""
         staying = [charge.bytes for charge in self.charges if not charge.ending]

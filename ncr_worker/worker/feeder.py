@@ -254,15 +254,15 @@ class Feeder:
     def _feed(self) -> None:
         free = [index for index in range(self.slots.count) if index not in self.held]
         self._room = False
-        now = time.monotonic()
-        if not free or now < self._mute_until:
+        now, load = time.monotonic(), self.watch.load()
+        if not free or now < self._mute_until or load.in_danger:
             return
         if any(self.slots.read(index).order is Order.LOST for index in self.held):
             return  # such a job may be queued again, and its old child is still at work in its folder
         fresh = self.ledger.queue.dry or (self._news and now - self._looked >= SERVES)
         if fresh:
             self._news, self._looked = False, now
-        load, running = self.watch.load(), defaultdict[str, float](float)
+        running = defaultdict[str, float](float)
         for held in self.held.values():
             running[held.job.tenant] += held.byte_seconds
         offer = Offer(self.settings.host, len(free), load.free, not self.held, load.limit, self.kinds, running)

@@ -93,6 +93,12 @@ def test_figures_add_up(limit: int, share: float, others: int, sizes: list[tuple
     assert host.free == 0 or host.free + host.charged == host.budget
 
 
+@pytest.mark.parametrize(("used", "in_danger"), [(950, False), (951, True)])
+def test_a_host_that_is_nearly_full_is_in_danger_whoever_filled_it(used: int, in_danger: bool) -> None:
+    assert load(others=used).in_danger is in_danger
+    assert load(charge(1, 900, used - 10), others=10).in_danger is in_danger
+
+
 # --- a wish for more ----------------------------------------------------------------------------------
 @pytest.mark.parametrize(("need", "granted"), [(500, True), (501, False)])
 def test_a_job_may_grow_into_what_is_free(need: int, granted: bool) -> None:
