@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from ncr_worker.ledger.idempotency import Once, Stored
 from ncr_worker.ledger.intake import Again
 from ncr_worker.ledger.pauses import Pauses, Scope
 from ncr_worker.memory.admission import Admission, Limits
+from ncr_worker.memory.drain import Asked
 from ncr_worker.memory.needs import Needs
 from ncr_worker.pipeline import Args, Pipeline
 from ncr_worker.pipelines import load_pipelines
@@ -34,6 +36,8 @@ from ncr_worker.run import Connectors
 from ncr_worker.settings import Settings
 from ncr_worker.sql import Database
 from ncr_worker.views.lookup import Lookup
+
+log = logging.getLogger(__name__)
 
 FIRST = -10
 """Priority of the service's own jobs: they are small, and make room."""
@@ -124,27 +128,37 @@ class App:
         return stopped
 
     def retry(self, job_id: str, *, actor: str) -> None:
-        """A new round for a job that failed or was cancelled. Raises NotFound, Conflict."""
-        again = self._again(self.ledger.reads.job(job_id))
+        """A new round for a job that failed or was cancelled: it is admitted as a new job is.
+
+        Raises NotFound, Conflict, Busy, NeverFits.
+        """
+        job = self.ledger.reads.job(job_id)
+        again = self._again(job)
+        self.admission.judge([Asked(job.kind, again.need, job.tenant)])
         self.ledger.intake.retry(job_id, again, actor=actor)
         self.board.wake()
 
     def retry_batch(self, batch_id: str, *, actor: str) -> Retried:
-        """A new round for the failed jobs of a batch, as far as they can have one. Raises NotFound."""
+        """A new round for the failed jobs of a batch, as far as they can have one. Raises NotFound, Busy, NeverFits."""
         batch = self.history.batch(batch_id)
-        failed = [line.id for line in self.history.lines_of(batch.id) if line.state is State.FAILED]
-        retried = self._batches.retry(failed, self._again, actor=actor)
+        failed = [line for line in self.history.lines_of(batch.id) if line.state is State.FAILED]
+        if failed:
+            self.admission.judge([Asked(line.kind, line.need, line.tenant) for line in failed])
+        retried = self._batches.retry([line.id for line in failed], self._again, actor=actor)
         self.board.wake()
         return retried
 
     def pause(self, scope: Scope, *, actor: str, note: str = "") -> None:
         """Refuse new jobs (INTAKE), or start no more of them (WORK)."""
         self.pauses.pause(scope, actor=actor, note=note)
+        log.info("%s is paused by %s: %s", scope, actor, note)
         self.admission.forget()
 
-    def resume(self, scope: Scope) -> bool:
+    def resume(self, scope: Scope, *, actor: str) -> bool:
         """Whether it was paused."""
         resumed = self.pauses.resume(scope)
+        if resumed:
+            log.info("%s is resumed by %s", scope, actor)
         self.admission.forget()
         self.board.wake()
         return resumed

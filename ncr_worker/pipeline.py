@@ -47,7 +47,8 @@ class Args(BaseModel):
 class Parcel(BaseModel):
     """The frozen value that travels through the stages; written to the ledger after each one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A NaN comes back from its checkpoint as one; in the job's result it is null.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     @property
     def size(self) -> int | None:

@@ -69,10 +69,18 @@ class Json(TypeDecorator[Any]):
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
-        return None if value is None else storable(json.dumps(value, sort_keys=True, ensure_ascii=False))
+        return None if value is None else storable(_dumped(value))
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
         return None if value is None else json.loads(value)
+
+
+def _dumped(value: Any) -> str:
+    try:
+        return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # JSON has no NaN and no infinity: they are null
+        finite = json.loads(json.dumps(value), parse_constant=lambda _constant: None)
+        return json.dumps(finite, sort_keys=True, ensure_ascii=False)
 
 
 class now(FunctionElement[float]):  # noqa: N801 - a SQL function
@@ -98,7 +106,10 @@ def _now_mysql(_element: Any, _compiler: Any, **_: Any) -> str:
 
 
 class DatabaseAway(Busy):
-    """The database cannot be reached, or gave a transaction up, for longer than the caller's patience."""
+    """The database cannot be reached, or gave a transaction up, for longer than the caller's patience.
+
+    What its driver says names hosts and users: it is in the log and in `__cause__`, not in the message.
+    """
 
     code = "database_unavailable"
 
@@ -174,7 +185,8 @@ class Database:
                 if not (lost or conflict):
                     raise
                 if time.monotonic() > deadline and not (conflict and conflicts < 5):
-                    raise DatabaseAway(f"the database does not answer: {error.orig}", retry_in=5) from error
+                    log.warning("the database does not answer: %s", error.orig)
+                    raise DatabaseAway("the database does not answer", retry_in=5) from error
                 if lost:
                     self.engine.dispose()
                     log.warning("database is away, trying again: %s", error.orig)

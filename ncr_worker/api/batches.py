@@ -39,6 +39,9 @@ def cancel_batch(batch_id: BatchId, app: TheApp, caller: Caller) -> BatchCancell
     responses=documented(404, 422, 503),
 )
 def retry_batch(batch_id: BatchId, app: TheApp, caller: Caller) -> BatchRetried:
-    """Only those that failed. The answer says which have a new round, and of the others why not."""
+    """Only those that failed. The answer says which have a new round, and of the others why not.
+
+    They are admitted as a new batch is: 503 while the intake is paused or too many jobs wait.
+    """
     found = app.retry_batch(batch_id, actor=caller)
     return BatchRetried(batch_id=batch_id, retried=found.job_ids, refused=found.refused)

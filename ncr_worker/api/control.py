@@ -33,7 +33,9 @@ def pause(order: Annotated[PauseOrder, Body(examples=[_PAUSE])], app: TheApp, ca
 
 
 @router.post("/resume", summary="Go on", responses=documented(400, 413, 422, 503))
-def resume(order: Annotated[ResumeOrder, Body(examples=[{"scope": "intake"}])], app: TheApp) -> PauseList:
+def resume(
+    order: Annotated[ResumeOrder, Body(examples=[{"scope": "intake"}])], app: TheApp, caller: Caller
+) -> PauseList:
     """Of what was not paused it does no harm. The answer is all that is paused now."""
-    app.resume(order.scope)
+    app.resume(order.scope, actor=caller)
     return pause_list(app.pauses.active())

@@ -113,6 +113,9 @@ def cancel_job(task_id: Id, app: TheApp, caller: Caller) -> JobRecord:
     "/jobs/{task_id}/retry", status_code=202, summary="Run a job again", responses=documented(404, 409, 422, 503)
 )
 def retry_job(task_id: Id, app: TheApp, caller: Caller) -> JobRecord:
-    """A new round, from the first stage and with all attempts, of a job that failed or was cancelled; else 409."""
+    """A new round, from the first stage and with all attempts, of a job that failed or was cancelled; else 409.
+
+    It is admitted as a new job is: 503 while the intake is paused or too many jobs wait.
+    """
     app.retry(task_id, actor=caller)
     return app.look.record(task_id)

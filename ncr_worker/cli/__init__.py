@@ -48,5 +48,6 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         app(args=list(args) if args is not None else None)
     except NcrError as error:
-        print("ncr:", " ".join(str(error).split()), file=sys.stderr)  # drivers write several lines
+        more = "; ncr doctor says why" if error.code == "database_unavailable" else ""
+        print("ncr:", " ".join(str(error).split()) + more, file=sys.stderr)  # drivers write several lines
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from error

@@ -94,7 +94,7 @@ def pause(
 def resume(work: Work = False, as_json: AsJson = False) -> None:
     """End a pause."""
     with opened() as app:
-        resumed = app.resume(_scope(work))
+        resumed = app.resume(_scope(work), actor=actor())
         effect = "waiting jobs are started" if work else "new jobs are taken in"
         _tell_pauses(app, f"{'resumed' if resumed else 'it was not paused'}: {effect}", as_json)
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from ncr_worker.errors import Conflict
 from ncr_worker.history import Line, Shape
 from ncr_worker.job import Event, Job, Reason, State
 from ncr_worker.pipeline import Pipeline
+from ncr_worker.pipelines.deliver.model import Receipt
 from ncr_worker.progress import percent
+from ncr_worker.validator import Verdict
 from ncr_worker.views.models import JobError, JobEvent, JobLine, JobProgress, JobReceipt, JobRecord, JobStatus
 
+M = TypeVar("M", bound=BaseModel)
 ALMOST = 99.9  # only a job that has succeeded is at 100
 
 WAITS: Mapping[str, str] = {
@@ -209,29 +212,39 @@ def percentage(job: Job | Line, pipeline: Pipeline[Any], live: Live | None) -> f
 
 
 def delivered(result: Mapping[str, Any] | None) -> tuple[int, int]:
-    """Files and bytes of a finished job, from the receipt in its parcel; zeros for kinds that leave none."""
-    receipt = (result or {}).get("receipt") or {}
-    return receipt.get("total_files", 0), receipt.get("total_bytes", 0)
+    """Files and bytes of a finished job, from the receipt in its parcel; zeros for kinds that leave none of ours."""
+    match (result or {}).get("receipt"):
+        case {"total_files": int(files), "total_bytes": int(size)}:
+            return files, size
+        case _:
+            return 0, 0
 
 
 def job_receipt(job: Job, pipeline: Pipeline[Any]) -> JobReceipt:
     """What is kept of a finished job. Raises Conflict while it is not finished."""
     if not job.terminal:
         raise Conflict(f"job {job.id} has not ended yet: {job.state}", code="not_finished", retry_in=5)
-    kept = job.result or {}
     return JobReceipt(
         job_id=job.ref,
         task_id=job.id,
         status=word(job, pipeline),
         error=_error(job),
-        verdict=kept.get("verdict"),
-        receipt=kept.get("receipt"),
+        verdict=_kept(job, "verdict", Verdict),
+        receipt=_kept(job, "receipt", Receipt),
     )
+
+
+def _kept(job: Job, name: str, model: type[M]) -> M | None:
+    """What a job has left under this name; None when another kind of job means something else by it."""
+    try:
+        return model.model_validate((job.result or {}).get(name))
+    except ValidationError:
+        return None
 
 
 def _result(job: Job) -> dict[str, Any] | None:
     """What is worth seeing of a job's last parcel: of one with a receipt, the receipt says it all."""
-    if job.result is None or job.result.keys() & {"receipt", "verdict"}:
+    if job.result is None or _kept(job, "receipt", Receipt) or _kept(job, "verdict", Verdict):
         return None
     return {name: value for name, value in job.result.items() if name != "args"}
 

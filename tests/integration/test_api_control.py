@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
-from serving import migrated, on_sqlite, order, serving, settings_for, start, status, submit, submit_batch
+from serving import end, migrated, on_sqlite, order, serving, settings_for, start, status, submit, submit_batch
 
+from ncr_worker.job import State
 from ncr_worker.ledger import Offer
 from ncr_worker.pipeline import GIB
 from ncr_worker.sandbox.valkey import Valkey
@@ -18,7 +20,10 @@ def api_settings(database_url: str, valkey: Valkey, tmp_path: Path) -> Settings:
     return settings_for(migrated(database_url), valkey.url, tmp_path)
 
 
-def test_while_the_intake_is_paused_jobs_are_refused_with_the_reason(api_settings: Settings) -> None:
+def test_while_the_intake_is_paused_jobs_are_refused_with_the_reason(
+    api_settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ncr_worker")
     with serving(api_settings) as (client, app):
         taken = submit(client)
         paused = client.post("/pause", json={"scope": "intake", "note": "moving the bucket"})
@@ -38,6 +43,7 @@ def test_while_the_intake_is_paused_jobs_are_refused_with_the_reason(api_setting
         assert (memory["accepting_jobs"], "moving the bucket" in memory["reason"]) == (False, True)
         assert start(app).job.id == taken, "what was taken in is worked on"
         assert client.post("/resume", json={"scope": "intake"}).json() == {"pauses": []}
+        assert "intake is resumed by api" in caplog.text
         assert client.post("/resume", json={"scope": "intake"}).status_code == 200, "again does no harm"
         submit(client, 2)
 
@@ -53,6 +59,24 @@ def test_while_work_is_paused_jobs_wait_and_say_why(api_settings: Settings) -> N
         assert "night" in waiting["message"]
         client.post("/resume", json={"scope": "work"})
         assert start(app).job.id == task_id
+
+
+def test_a_new_round_is_admitted_as_a_new_job_is(valkey: Valkey, tmp_path: Path) -> None:
+    with serving(on_sqlite(valkey.url, tmp_path, max_backlog=2)) as (client, app):
+        batch_id = submit_batch(client, 1, 2)
+        failed = [end(app, State.FAILED, "source_missing").id for _ in range(2)]
+        orders = [f"/jobs/{failed[0]}/retry", f"/batches/{batch_id}/retry"]
+        client.post("/pause", json={"scope": "intake"})
+        for path in orders:
+            refused = client.post(path)
+            assert (refused.status_code, refused.json()["code"]) == (503, "intake_paused")
+            assert int(refused.headers["Retry-After"]) >= 1
+        client.post("/resume", json={"scope": "intake"})
+        submit(client, 3)
+        assert client.post(orders[0]).status_code == 202
+        full = client.post(orders[1])
+        assert (full.status_code, full.json()["code"]) == (503, "backlog_full")
+        assert [status(client, job_id)["status"] for job_id in failed] == ["pending", "failed"]
 
 
 def test_no_more_jobs_wait_than_may(valkey: Valkey, tmp_path: Path) -> None:

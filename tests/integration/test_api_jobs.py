@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,26 @@ def test_the_record_has_all_that_is_known_and_links_to_the_rest(api_settings: Se
         assert audit["events"][1]["reason"] == HOST
         ids = [event["id"] for event in audit["events"]]
         assert ids == sorted(set(ids))
+
+
+@pytest.mark.parametrize("receipt", [{"total_files": "many", "paid": 3}, ["a", "b"], "paid", 17])
+def test_what_an_own_kind_of_job_calls_a_receipt_is_its_result(sqlite_settings: Settings, receipt: Any) -> None:
+    with serving(sqlite_settings) as (client, app):
+        task_id = submit(client)
+        result = {"args": {}, "receipt": receipt, "verdict": "fine"}
+        app.ledger.work.finish(start(app).job, State.SUCCEEDED, result=result)
+        assert status(client, task_id)["progress"]["total_files"] == 0
+        assert client.get(f"/jobs/{task_id}").json()["result"] == {"receipt": receipt, "verdict": "fine"}
+        kept = client.get(f"/jobs/{task_id}/receipt")
+        assert (kept.status_code, kept.json()["receipt"], kept.json()["verdict"]) == (200, None, None)
+
+
+def test_numbers_that_json_does_not_have_are_null(api_settings: Settings) -> None:
+    with serving(api_settings) as (client, app):
+        task_id = submit(client)
+        figures = {"mean": math.nan, "spread": [math.inf, 1.5]}
+        app.ledger.work.finish(start(app).job, State.SUCCEEDED, result=figures)
+        assert client.get(f"/jobs/{task_id}").json()["result"] == {"mean": None, "spread": [None, 1.5]}
 
 
 def test_the_logs_of_a_jobs_stages_have_the_id_of_its_request(tmp_path: Path) -> None:

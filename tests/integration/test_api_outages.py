@@ -57,16 +57,23 @@ def test_it_starts_without_the_database_and_says_so(kind: str, valkey: Valkey, t
 
 @pytest.mark.parametrize("kind", ["mariadb", "postgresql"])
 def test_an_outage_of_the_database_passes(
-    kind: str, request: pytest.FixtureRequest, valkey: Valkey, tmp_path: Path
+    kind: str,
+    request: pytest.FixtureRequest,
+    valkey: Valkey,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     server: SqlServer = request.getfixturevalue(kind)
     url = server.create_database()
     with serving(settings_for(migrated(url), valkey.url, tmp_path)) as (client, _):
         task_id = submit(client)
         server.stop()
+        caplog.clear()
         try:
             away = client.post("/process-job", json=order(2))
             assert (away.status_code, away.json()["code"]) == (503, "database_unavailable")
+            assert away.json()["detail"] == "the database does not answer", "what its driver says is for the log"
+            assert "the database does not answer: " in caplog.text
         finally:
             server.start()
         assert client.post("/process-job", json=order(2)).status_code == 202

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -34,6 +35,17 @@ def small(_run: Run, parcel: Count) -> Count:
 
 def count(**options: Any) -> Pipeline[Count]:
     return Pipeline("count", CountArgs, Count, (big, small), **options)
+
+
+class Mean(Parcel):
+    args: CountArgs
+    value: float
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1.5])
+def test_every_number_comes_back_from_a_checkpoint(value: float) -> None:
+    written = Mean(args=CountArgs(upto=1), value=value).model_dump_json()
+    assert repr(Mean.model_validate_json(written).value) == repr(value)
 
 
 def test_a_stage_is_its_function_with_its_options() -> None:

@@ -136,6 +136,11 @@ def test_json_comes_back_as_it_was_written(value: object) -> None:
     assert Json().process_result_value(written, dialect) == value
 
 
+def test_numbers_that_json_does_not_have_are_written_as_null() -> None:
+    written = Json().process_bind_param({"b": float("nan"), "a": [float("inf"), 1.5, "NaN"]}, sqlite.dialect())
+    assert written == '{"a": [null, 1.5, "NaN"], "b": null}'
+
+
 # --- forks --------------------------------------------------------------------------------------------
 def test_a_child_forked_in_the_middle_of_a_transaction_can_write(
     database: Database, url: str, children: Children
