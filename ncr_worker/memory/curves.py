@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import mul, truediv
+from operator import mul
 
-NEIGHBOURS = 3
-CURVED = 8  # points that power and neighbours take
+SIDE = 3  # neighbours on each side
+CROWD = 10  # points below which they are no neighbours
 ALONE = 1e-4  # of a point's own say in its fit: less is left to the others, and without it there is no line
 
 
@@ -36,25 +35,10 @@ def curves(inputs: Sequence[int | None], peaks: Sequence[int], exact: Sequence[b
     def bounded(line: float) -> float:
         return low if line < low else high if line > high else line
 
-    counted = [float(each) for each in exact]
-    for name, weights in (("line", counted), ("relative line", list(map(truediv, counted, peaks)))):
-        at, left_out = _least_squares(known, peaks, weights)
-        yield Curve(name, _then(at, bounded), [bounded(each) for each in left_out])
-    if sum(exact) < CURVED:
-        return
-    logs = [math.log1p(each) for each in known]
-    at, left_out = _least_squares(logs, [math.log(each) for each in peaks], counted)
-    least, most = math.log(low), math.log(high)
-
-    def power(exponent: float) -> float:
-        return math.exp(least if exponent < least else most if exponent > most else exponent)
-
-    yield Curve("power", lambda given: power(at(math.log1p(given))), [power(each) for each in left_out])
-    yield _neighbours(logs, peaks)
-
-
-def _then(first: Callable[[float], float], second: Callable[[float], float]) -> Callable[[float], float]:
-    return lambda given: second(first(given))
+    at, left_out = _least_squares(known, peaks, [each / peak for each, peak in zip(exact, peaks, strict=True)])
+    yield Curve("line", lambda given: bounded(at(given)), [bounded(each) for each in left_out])
+    if len(known) >= CROWD:
+        yield _neighbours(known, peaks)
 
 
 def _least_squares(
@@ -76,31 +60,17 @@ def _least_squares(
     return lambda x: middle_y + slope * (x - middle_x), left_out
 
 
-def _neighbours(logs: Sequence[float], peaks: Sequence[int]) -> Curve:
-    """The largest peak among the jobs with the nearest inputs, by ratio."""
-    order = sorted(range(len(logs)), key=logs.__getitem__)
-    xs = [logs[index] for index in order]
+def _neighbours(inputs: Sequence[float], peaks: Sequence[int]) -> Curve:
+    """The largest peak among the jobs whose inputs come next, on both sides."""
+    order = sorted(range(len(inputs)), key=inputs.__getitem__)
+    xs = [inputs[index] for index in order]
     ys = [float(peaks[index]) for index in order]
-
-    def largest(x: float, left: int, right: int) -> float:
-        """Of those outwards from `left` and `right`, both included."""
-        found = 0.0
-        for _ in range(NEIGHBOURS):
-            if right >= len(xs) or (left >= 0 and x - xs[left] <= xs[right] - x):
-                found = max(found, ys[left])
-                left -= 1
-            else:
-                found = max(found, ys[right])
-                right += 1
-        return found
-
     left_out = [0.0] * len(xs)
     for place, index in enumerate(order):
-        left_out[index] = largest(xs[place], place - 1, place + 1)
+        left_out[index] = max(ys[max(place - SIDE, 0) : place] + ys[place + 1 : place + 1 + SIDE])
 
     def at(given: float) -> float:
-        x = math.log1p(given)
-        place = bisect_right(xs, x)
-        return largest(x, place - 1, place)
+        place = bisect_right(xs, given)
+        return max(ys[max(place - SIDE, 0) : place + SIDE])
 
     return Curve("neighbours", at, left_out)

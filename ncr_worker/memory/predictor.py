@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain, islice, takewhile
 from operator import itemgetter
 
 from ncr_worker.memory.curves import Curve, curves
@@ -24,7 +24,8 @@ FAILURE = 10.0  # times a failed attempt's byte-seconds: it also holds a slot, a
 MARGINS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 FIRST = 0.1  # margin while one job is all that is known
 NOISE = 32 << 20  # bytes by which two runs of the same work differ: allocators, buffers, the order of threads
-DEEPEST = 32  # of the largest ratios are tried as factors: more failures than that are never worth it
+RANKS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)  # of the largest ratios, as factors: more failures are never worth it
+STALE = 8  # one part of so many that is new makes a fit anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,10 @@ class Fit:
             found = Prediction(declared, "declared", 1.0, 0.0, 0, "as declared: no job of this kind has ended yet")
         return found if found.need > failed else self._again(failed)
 
+    def holds(self, seen: Observation) -> bool:
+        """Whether a job would have had enough."""
+        return not seen.killed and seen.peak <= self.predict(seen.input_bytes, 0).need
+
     def _learned(self, choice: Choice, given: float) -> Prediction:
         need = int(choice.factor * choice.curve.at(given) * (1 + choice.margin)) + NOISE
         quantile = 1 - choice.rank / self.samples
@@ -115,6 +120,7 @@ class _Known:
 
     recent: deque[Observation] = field(default_factory=lambda: deque(maxlen=KEPT))
     fit: Fit | None = None
+    news: int = 0  # since the fit
 
 
 class Predictor:
@@ -130,13 +136,15 @@ class Predictor:
         """Call it in the order in which the jobs ended."""
         self._known(kind, version).recent.append(observation)
         for known in self._kinds[kind].values():
-            known.fit = None
+            known.news += 1
+            if known.fit and (known.news * STALE > known.fit.samples or not known.fit.holds(observation)):
+                known.fit = None
 
     def predict(self, kind: str, version: int, input_bytes: int | None, declared: int, failed: int = 0) -> Prediction:
-        """As Fit.predict. About a millisecond after something was learned of the kind, else microseconds."""
+        """As Fit.predict. Microseconds, and a millisecond when what was learned of the kind asks for a new fit."""
         known = self._known(kind, version)
         if known.fit is None:
-            known.fit = self._fit(kind, version)
+            known.fit, known.news = self._fit(kind, version), 0
         return known.fit.predict(input_bytes, declared, failed)
 
     def _known(self, kind: str, version: int) -> _Known:
@@ -167,7 +175,7 @@ def _cheapest(curve: Curve, peaks: Sequence[int], times: Sequence[float]) -> Cho
     rising = [-row[0] for row in rows]
     lines, used, lost = ([0.0, *accumulate(map(itemgetter(column), rows))] for column in (1, 2, 3))
     best = (math.inf, 0, 0.0)
-    for rank in range(min(len(rows) - 1, DEEPEST)):
+    for rank in takewhile(lambda rank: rank < len(rows) - 1, RANKS):
         factor, without, head = rows[rank][0], rows[rank + 1][0], rank + 1
         tail = factor * (lines[-1] - lines[head])
         for margin in MARGINS:
