@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -13,12 +13,12 @@ from ncr_worker.ledger.pauses import work_paused
 from ncr_worker.ledger.search import WINDOW, Ahead, Search
 from ncr_worker.ledger.tables import host, job
 from ncr_worker.ledger.transition import dispatch, wind_up
-from ncr_worker.picking import Room, Round, Waiting
+from ncr_worker.picking import Room, Round
 from ncr_worker.sql import Database, now
 
 __all__ = ["WINDOW", "Offer", "Picked", "Queue"]
 
-SERVES = 0.2  # seconds after which what was read ahead no longer tells that nothing else would fit
+SERVES = 0.2  # seconds for which what was read ahead serves, when there is news
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,8 @@ class Queue:
         self.overtake_limit = overtake_limit
         self.batch_timeout = batch_timeout
         self._ahead: Ahead | None = None
-        self._spent: dict[str, float] = {}
+        self._spent: dict[str, float] = {}  # by tenants since the last look
+        self._passed: Counter[int] = Counter()  # since the last look
 
     def charge(self, tenant: str, byte_seconds: float) -> None:
         """A run of one of the tenant's jobs has ended here."""
@@ -74,55 +75,76 @@ class Queue:
     def pick(self, offer: Offer, *, fresh: bool = True) -> list[Picked]:
         """Take the next jobs that fit; they are `dispatched` to the host when this returns.
 
-        Not `fresh`: from what an earlier pick has read ahead, as long as that fills the host.
+        Not `fresh`: only from what an earlier pick has read ahead.
         """
         ahead, self._ahead = self._ahead, None  # should this go wrong, the next pick looks again
-        if fresh:
-            ahead = None
-        elif ahead is not None and not self._is_old(ahead):
-            most = Round(offer.room, self.overtake_limit).most
-            if not any(waiting.need <= most for waiting in ahead.jobs):
-                self._ahead = ahead
-                return []
-        picked, self._ahead = self.database.transact(lambda connection: self._pick(connection, offer, ahead))
+        if fresh or ahead is None:
+            picked, self._ahead = self.database.transact(lambda connection: self._pick(connection, offer))
+        elif self._plan(None, offer, ahead).round.taken:
+            picked, self._ahead = self.database.transact(lambda connection: self._pick_from(connection, offer, ahead))
+        else:
+            picked, self._ahead = [], ahead
         return picked
 
-    def _pick(
-        self, connection: Connection, offer: Offer, ahead: Ahead | None = None
-    ) -> tuple[list[Picked], Ahead | None]:
-        looked = ahead is None
-        if looked and connection.execute(select(work_paused())).scalar_one():
+    def _pick(self, connection: Connection, offer: Offer) -> tuple[list[Picked], Ahead | None]:
+        if connection.execute(select(work_paused())).scalar_one():
             return [], None
-        round_ = Round(offer.room, self.overtake_limit)
-        search = Search(connection, round_, offer.kinds)
-        if ahead is None:
-            ahead = search.look(self._spent)
-            self._spent = {}  # a commit that fails loses at most a second of it
+        self._tell_passed(connection, self._passed)
+        ahead = Search(connection, Round(offer.room, self.overtake_limit), offer.kinds).look(self._spent)
+        self._passed, self._spent = Counter(), {}  # a commit that fails loses at most a second of it
+        search = self._plan(connection, offer, ahead)
+        search.go_deeper(ahead)
+        picked = self._take(connection, search, offer, locked=True)
+        self._tell_passed(connection, search.round.passed)
+        self._note_refused(connection, search)
+        return picked, self._left(ahead, search)
+
+    def _pick_from(self, connection: Connection, offer: Offer, ahead: Ahead) -> tuple[list[Picked], Ahead]:
+        """Who was passed is written down at the next look: each write would cost as much as the pick."""
+        search = self._plan(connection, offer, ahead)
+        picked = self._take(connection, search, offer, locked=False)
+        self._passed.update(search.round.passed)
+        for one in search.round.taken:
+            del self._passed[one.number]
+        return picked, self._left(ahead, search)
+
+    def _plan(self, connection: Connection | None, offer: Offer, ahead: Ahead) -> Search:
+        """Without a connection: as if no batch were full."""
+        search = Search(connection, Round(offer.room, self.overtake_limit), offer.kinds)
         used = {name: ahead.used.get(name, 0.0) + self._spent.get(name, 0.0) for name in ahead.tenants}
-        used = {name: amount + offer.running.get(name, 0.0) for name, amount in used.items()}
-        search.go_through(ahead.jobs, used)
-        if looked:
-            search.go_deeper(ahead)
-        elif not round_.done and self._is_old(ahead):
-            return self._pick(connection, offer)  # there may be more behind it
-        picked = [
+        search.go_through(ahead.jobs, {name: amount + offer.running.get(name, 0.0) for name, amount in used.items()})
+        return search
+
+    def _take(self, connection: Connection, search: Search, offer: Offer, *, locked: bool) -> list[Picked]:
+        return [
             Picked(waiting.number, waiting.job_id, waiting.kind, token, waiting.need, waiting.tenant)
-            for waiting, token in dispatch(connection, round_.taken, offer.host, locked=looked)
+            for waiting, token in dispatch(connection, search.round.taken, offer.host, locked=locked)
         ]
-        changed = self._note_refused(connection, search, looked=looked)
-        gone = {waiting.number for waiting in round_.taken}
-        left = tuple(changed.get(each.number, each) for each in ahead.jobs if each.number not in gone)
-        return picked, replace(ahead, jobs=left)
 
-    def _is_old(self, ahead: Ahead) -> bool:
-        return not ahead.whole and time.monotonic() - ahead.read_at > SERVES
-
-    def _note_refused(self, connection: Connection, search: Search, *, looked: bool) -> dict[int, Waiting]:
-        """Write down who was passed, and who waits for memory; these, as they are then."""
+    def _left(self, ahead: Ahead, search: Search) -> Ahead:
+        """What was not taken, with those counted that have passed it."""
         round_ = search.round
-        for number, count in round_.passed.items():
-            connection.execute(update(job).where(job.c.number == number).values(passed=job.c.passed + count))
-        waiting = round_.refused | round_.too_big
+        gone = {waiting.number for waiting in round_.taken}
+        return replace(
+            ahead,
+            jobs=tuple(
+                replace(waiting, passed=waiting.passed + round_.passed[waiting.number])
+                if waiting.number in round_.passed
+                else waiting
+                for waiting in ahead.jobs
+                if waiting.number not in gone
+            ),
+        )
+
+    def _tell_passed(self, connection: Connection, passed: Mapping[int, int]) -> None:
+        for count in set(passed.values()):
+            numbers = sorted(number for number, times in passed.items() if times == count)
+            where = (job.c.number.in_(numbers), job.c.state == State.QUEUED)
+            connection.execute(update(job).where(*where).values(passed=job.c.passed + count))
+
+    def _note_refused(self, connection: Connection, search: Search) -> None:
+        """Write down who waits for memory."""
+        waiting = search.round.refused | search.round.too_big
         # What waits for its batch does not wait for memory alone: its time begins anew.
         spared = {number for number, one in waiting.items() if search.rooms.get(one.batch_id or "") == 0}
         again = sorted(number for number in spared if waiting[number].refused)
@@ -132,12 +154,8 @@ class Queue:
         if fresh:
             values = {"reason": Reason.NO_MEMORY.value, "refused_since": now()}
             connection.execute(update(job).where(job.c.number.in_(fresh)).values(**values))
-        if looked and (numbers := sorted(waiting.keys() - spared)):
+        if numbers := sorted(waiting.keys() - spared):
             self._fail_hopeless(connection, numbers)
-        return {
-            number: replace(one, passed=one.passed + round_.passed[number], refused=number not in spared)
-            for number, one in waiting.items()
-        }
 
     def _fail_hopeless(self, connection: Connection, numbers: list[int]) -> None:
         """Jobs that no host can ever hold, and batch jobs refused for longer than their batch waits."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, Select, func, insert, or_, select, update
+from sqlalchemy import Connection, Executable, Result, Select, func, insert, or_, select, update
 
 from ncr_worker.job import OUT, State
 from ncr_worker.ledger.tables import batch, job, share
@@ -31,14 +31,13 @@ class Ahead:
     tenants: tuple[str, ...]
     used: Mapping[str, float]
     whole: bool
-    read_at: float  # monotonic seconds
 
 
 class Search:
-    """One pick's reading, in its transaction. What it finds goes to `round`."""
+    """One pick's reading, in its transaction. What it finds goes to `round`. Without a connection no batch is full."""
 
-    def __init__(self, connection: Connection, round_: Round, kinds: tuple[str, ...] | None) -> None:
-        self.connection = connection
+    def __init__(self, connection: Connection | None, round_: Round, kinds: tuple[str, ...] | None) -> None:
+        self._connection = connection
         self.round = round_
         self.kinds = kinds
         self.rooms: dict[str, int] = {}  # batch -> jobs it may still have out
@@ -47,7 +46,7 @@ class Search:
 
     def look(self, spent: Mapping[str, float]) -> Ahead:
         """The head of each tenant's line. `spent`: byte-seconds to add to what tenants have used."""
-        self._full |= {str(batch_id) for batch_id in self.connection.execute(_full_batches()).scalars()}
+        self._full |= {str(batch_id) for batch_id in self._execute(_full_batches()).scalars()}
         tenants = self._tenants()
         used = self._share(tenants, spent)
         tenants.sort(key=lambda tenant: used[tenant])
@@ -61,7 +60,7 @@ class Search:
             if len(jobs) >= WINDOW and tenant != tenants[-1]:
                 whole = False
                 break
-        return Ahead(tuple(jobs), tuple(tenants), used, whole, time.monotonic())
+        return Ahead(tuple(jobs), tuple(tenants), used, whole)
 
     def go_through(self, jobs: Iterable[Waiting], used: Mapping[str, float]) -> None:
         """Offer the jobs to the round, in turn."""
@@ -69,12 +68,13 @@ class Search:
         for waiting in turns:
             if self.round.done:
                 return
-            if waiting.batch_id and self._room(waiting.batch_id) <= 0:
+            batch_id = waiting.batch_id if self._connection is not None else None
+            if batch_id and self._room(batch_id) <= 0:
                 continue
             if self.round.consider(waiting):
                 turns.charge(waiting)
-                if waiting.batch_id:
-                    self.rooms[waiting.batch_id] -= 1
+                if batch_id:
+                    self.rooms[batch_id] -= 1
 
     def go_deeper(self, ahead: Ahead) -> None:
         """Behind the window only what fits is of interest: who waits for memory is told by the window alone."""
@@ -86,6 +86,11 @@ class Search:
                     break
                 self.go_through(found, ahead.used)
                 seen |= {waiting.number for waiting in found}
+
+    def _execute(self, statement: Executable) -> Result[Any]:
+        if self._connection is None:
+            raise RuntimeError("a search without a connection reads nothing")
+        return self._connection.execute(statement)
 
     def _line(self, tenant: str, count: int, most: int | None = None, but: Iterable[int] = ()) -> list[Waiting]:
         query = (
@@ -103,15 +108,15 @@ class Search:
             query = query.where(or_(job.c.batch_id.is_(None), job.c.batch_id.not_in(sorted(self._full))))
         if most is not None:
             query = query.where(job.c.need <= most, job.c.number.not_in(sorted(but)))
-        rows = self.connection.execute(query).mappings().all()
+        rows = self._execute(query).mappings().all()
         return [Waiting(**{**row, "refused": bool(row["refused"])}) for row in rows]
 
     def _room(self, batch_id: str) -> int:
         """Jobs that the batch may still have out. Its row is locked; none while another host picks from it."""
         if batch_id not in self.rooms:
             query = select(batch.c.size).where(batch.c.id == batch_id).with_for_update(skip_locked=True)
-            size = self.connection.execute(query).scalar_one_or_none() or 0
-            out = self.connection.execute(
+            size = self._execute(query).scalar_one_or_none() or 0
+            out = self._execute(
                 select(func.count()).select_from(job).where(job.c.batch_id == batch_id, job.c.state.in_(_OUT))
             ).scalar_one()
             self.rooms[batch_id] = size - out
@@ -129,20 +134,20 @@ class Search:
             .scalar_subquery()
         )
         line = line.union_all(select(following).where(line.c.tenant.is_not(None)))
-        return [str(name) for name in self.connection.execute(select(line.c.tenant)).scalars() if name is not None]
+        return [str(name) for name in self._execute(select(line.c.tenant)).scalars() if name is not None]
 
     def _share(self, tenants: Sequence[str], spent: Mapping[str, float]) -> dict[str, float]:
         """What these have used, levelled; `spent` is added and stored."""
         names = sorted({*tenants, *spent})
         query = select(share.c.tenant, share.c.used).where(share.c.tenant.in_(names)).order_by(share.c.tenant)
-        known = {row.tenant: row.used for row in self.connection.execute(query.with_for_update())} if names else {}
+        known = {row.tenant: row.used for row in self._execute(query.with_for_update())} if names else {}
         used = level(known, names, self._credit)
         for tenant in sorted(spent):
             used[tenant] += spent[tenant]
             if tenant in known:
-                self.connection.execute(update(share).where(share.c.tenant == tenant).values(used=used[tenant]))
+                self._execute(update(share).where(share.c.tenant == tenant).values(used=used[tenant]))
             else:
-                self.connection.execute(insert(share).values(tenant=tenant, used=used[tenant]))
+                self._execute(insert(share).values(tenant=tenant, used=used[tenant]))
         return used
 
 

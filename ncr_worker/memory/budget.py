@@ -45,6 +45,7 @@ class Load:
     anonymous: int
     share: float
     charges: tuple[Charge, ...] = ()
+    expected: int = 0  # what pool children will need for themselves that have not loaded all they use
 
     @cached_property
     def observed(self) -> int:
@@ -52,7 +53,7 @@ class Load:
 
     @cached_property
     def others(self) -> int:
-        return max(self.anonymous - self.observed, 0)
+        return max(self.anonymous - self.observed, 0) + self.expected
 
     @cached_property
     def budget(self) -> int:

@@ -123,12 +123,13 @@ def descendants(pid: int) -> list[int]:
             return []
     found = fresh = {pid}
     while fresh:
-        fresh = {child for parent in fresh for child in _children(parent)} - found
+        fresh = {child for parent in fresh for child in children(parent)} - found
         found = found | fresh
     return list(found - {pid})
 
 
-def _children(pid: int) -> Iterator[int]:
+def children(pid: int) -> Iterator[int]:
+    """Pids of the processes that it has forked itself and that live."""
     try:
         threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 - several times cheaper, 20 times a second
     except OSError:

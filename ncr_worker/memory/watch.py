@@ -11,7 +11,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from ncr_worker.memory.budget import Charge, Load, doomed, next_look, victims
-from ncr_worker.memory.domain import Domain, Reading, descendants, tree_anon
+from ncr_worker.memory.domain import Domain, Reading, children, descendants, rss_anon, tree_anon
 from ncr_worker.memory.slots import Order, Phase, Slots
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,9 @@ class Watch:
         self._observed: dict[int, int] = {}  # token -> bytes at the last sample
         self._reading: Reading | None = None
         self._interval = 0.0
+        self.child = 0
+        """Bytes of a pool child that has loaded its libraries: as much is kept free for each that has not yet."""
+        self._expected = 0
         self._stop = threading.Event()
         self._nudge = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
@@ -51,7 +54,8 @@ class Watch:
     def load(self) -> Load:
         """The host now: reservations as they are, use as last sampled."""
         reading = self._reading or self._read()
-        return Load(reading.limit, reading.source, reading.anonymous, self.share, self._charges())
+        charges = self._charges()
+        return Load(reading.limit, reading.source, reading.anonymous, self.share, charges, self._expected)
 
     def expect(self) -> None:
         """A job is about to run: do not sleep through its first steps."""
@@ -67,6 +71,7 @@ class Watch:
                 observed[slot.token] = self.slots.sample(index)
         self._observed = observed
         self._reading = self._read()
+        self._expected = self._missing()
         load, now = self.load(), time.monotonic()
         self._forget({charge.token for charge in load.charges})
         for charge in load.charges:
@@ -89,6 +94,14 @@ class Watch:
             return reading
         # As if the worker had a machine of that size for itself.
         return Reading(reading.limit, reading.source, tree_anon(os.getpid()))
+
+    def _missing(self) -> int:
+        """What this worker's children lack to a usual one: else the budget would shrink under the jobs as they load."""
+        slots = [self.slots.read(index) for index in range(self.slots.count)]
+        busy = {slot.pid: slot.baseline for slot in slots if slot.phase is Phase.RUNNING}
+        sizes = [busy.get(pid) or rss_anon(pid) for pid in children(os.getpid())]
+        sizes += [0] * (self.slots.count - len(sizes))
+        return sum(max(self.child - size, 0) for size in sizes)
 
     def _charges(self) -> tuple[Charge, ...]:
         charges = []

@@ -118,8 +118,11 @@ def _lead_a_group(**_: Any) -> None:
 
 def _configuration(settings: Settings) -> dict[str, Any]:
     name = queue_name(settings.host)
-    # Through the default exchange a queue needs no binding, which a FLUSHALL would take away.
-    queue = Queue(name, Exchange(""), routing_key=name, queue_arguments={"x-expires": 3_600_000})
+    amqp = "amqp" in settings.broker_url.split(":")[0]
+    # Through the default exchange a queue needs no binding, which a FLUSHALL would take away. Where it cannot expire
+    # kombu declares it once, not with every message.
+    arguments = {"x-expires": 3_600_000} if amqp else None
+    queue = Queue(name, Exchange(""), routing_key=name, queue_arguments=arguments)
     return {
         "task_queues": [queue],
         "task_default_queue": name,
@@ -149,6 +152,6 @@ def _configuration(settings: Settings) -> dict[str, Any]:
             "socket_timeout": 5,
             # On Redis no message is kept until it is acknowledged: it is but a hint. Putting kept ones back, when Redis
             # has gone away, raises in kombu and ends the whole worker.
-            **({"write_timeout": 5} if "amqp" in settings.broker_url.split(":")[0] else {"ack_emulation": False}),
+            **({"write_timeout": 5} if amqp else {"ack_emulation": False}),
         },
     }

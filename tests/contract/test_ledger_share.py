@@ -24,7 +24,6 @@ from sqlalchemy import select
 
 from ncr_worker.job import Job, NewBatch, Reason, State
 from ncr_worker.ledger import Checkpoint, Ledger, Offer
-from ncr_worker.ledger import queue as queue_module
 from ncr_worker.ledger.pauses import Pauses, Scope
 from ncr_worker.ledger.queue import WINDOW
 from ncr_worker.ledger.tables import job as job_table
@@ -221,18 +220,14 @@ def test_a_job_that_starts_forgets_what_it_waited_for(ledger: Ledger) -> None:
     assert len(picked(ledger, offer(free=300))) == 1, "it is passed as often as any other once more"
 
 
-def test_a_fitting_job_behind_what_was_read_is_found_when_that_is_old(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fitting_job_behind_what_was_read_is_found_at_the_next_look(ledger: Ledger) -> None:
     first = queued(ledger, "ann", 1, need=50)
     queued(ledger, "ann", 2 * WINDOW, need=900)
     assert picked(ledger, one()) == first
     [fits] = queued(ledger, "ann", 1)
-    monkeypatch.setattr(queue_module, "SERVES", 600.0)
     assert picked(ledger, offer(slots=1, free=100), fresh=False) == []
     assert not ledger.queue.dry, "it is kept"
-    monkeypatch.setattr(queue_module, "SERVES", -1.0)
-    assert picked(ledger, offer(slots=1, free=100), fresh=False) == [fits]
+    assert picked(ledger, offer(slots=1, free=100)) == [fits]
 
 
 def test_a_pick_that_fails_does_not_lose_what_it_had_read(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
