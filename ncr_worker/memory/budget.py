@@ -65,7 +65,8 @@ class Load:
 
     @property
     def free(self) -> int:
-        return max(self.budget - self.charged, 0)
+        """Less than nothing beside a job that has the host alone: nothing joins it, be its need 0."""
+        return self.budget - self.charged
 
     @property
     def in_danger(self) -> bool:
