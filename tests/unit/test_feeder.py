@@ -32,7 +32,7 @@ from ncr_worker.job import Reason, State
 from ncr_worker.ledger import Picked
 from ncr_worker.memory.slots import JobSlot, Slots
 from ncr_worker.pipeline import GIB, MIB
-from ncr_worker.worker import feeder as feeder_module
+from ncr_worker.worker import holding
 
 HEARTBEAT = 0.2
 
@@ -53,8 +53,8 @@ def children() -> Iterator[Children]:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeder_module, "RESEND", 0.15)
-    monkeypatch.setattr(feeder_module, "ORDER_GRACE", 0.5)
+    monkeypatch.setattr(holding, "RESEND", 0.15)
+    monkeypatch.setattr(holding, "ORDER_GRACE", 0.5)
 
 
 # --- jobs that go well --------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def test_while_the_broker_is_away_nothing_more_is_taken(host: WorkerHost, monkey
     def away(_job: Picked, _slot: int) -> None:
         raise OSError("connection refused")
 
-    monkeypatch.setattr(feeder_module, "RESEND", 60.0)
+    monkeypatch.setattr(holding, "RESEND", 60.0)
     first = host.submit(need=MIB)
     feeder = started(host, away)
     feeder.round()

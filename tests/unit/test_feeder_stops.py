@@ -34,7 +34,7 @@ from ncr_worker.ledger.tables import host as host_table
 from ncr_worker.memory.slots import Phase
 from ncr_worker.pipeline import MIB
 from ncr_worker.sql import DatabaseAway
-from ncr_worker.worker import feeder as feeder_module
+from ncr_worker.worker import holding
 
 HEARTBEAT = 0.2
 
@@ -55,8 +55,8 @@ def children() -> Iterator[Children]:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeder_module, "RESEND", 0.15)
-    monkeypatch.setattr(feeder_module, "ORDER_GRACE", 0.5)
+    monkeypatch.setattr(holding, "RESEND", 0.15)
+    monkeypatch.setattr(holding, "ORDER_GRACE", 0.5)
 
 
 # --- orders -------------------------------------------------------------------------------------------
