@@ -32,12 +32,13 @@ class Reporter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join(5)
+        self._count()  # whoever looks into the folder when we have ended finds the whole truth
 
     def _count(self) -> None:
         feeder = self.feeder
         self.metrics.running(
             feeder_cpu_seconds=feeder.cpu,
-            publish_cpu_seconds=feeder.publish_cpu,
+            publish_cpu_seconds=feeder.holding.publish_cpu,
             budget_exceeded=feeder.watch.exceeded,
             jobs_ended_for_memory=feeder.watch.ended,
         )
