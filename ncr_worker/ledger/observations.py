@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import ColumnElement, Connection, delete, insert, select
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select
 
 from ncr_worker.ledger.tables import observation
 from ncr_worker.sql import Database
@@ -36,6 +36,12 @@ _FIELDS = tuple(Seen.__dataclass_fields__)
 def note(connection: Connection, seen: Sequence[Seen]) -> None:
     if seen:
         connection.execute(insert(observation), [asdict(one) for one in seen])
+
+
+def largest(connection: Connection, kind: str) -> int:
+    """The largest peak among the newest KEPT runs of a kind; 0 when there are none."""
+    newest = select(observation.c.peak).where(*_of(kind, None)).order_by(observation.c.id.desc()).limit(KEPT).subquery()
+    return int(connection.execute(select(func.max(newest.c.peak))).scalar_one() or 0)
 
 
 class Observations:

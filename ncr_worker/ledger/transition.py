@@ -169,19 +169,21 @@ def outgrow(connection: Connection, number: int, *, actor: str, token: int, used
     row = connection.execute(query.where(job.c.number == number, job.c.token == token)).one_or_none()
     if row is None:
         return
+    # As much as the largest of its kind took; if that cannot be it, twice as much.
+    known = observations.largest(connection, row.kind) * 11 // 10
+    need = known if known > max(used, row.reserved) else max(2 * row.reserved, used * 5 // 4)
     if used > row.reserved:
         lower_bound = Seen(
             row.kind, row.version, row.stage, row.input_bytes, None, used, row.seconds or 0.0, killed=True
         )
         observations.note(connection, [lower_bound, replace(lower_bound, stage=None)])
-    need = max(2 * row.reserved, used * 5 // 4)
     if row.reserved < limit:
         need = min(need, limit)
     if row.attempt >= row.max_attempts:
         need = 0  # all that is left to do is to clean up
     note = f"out of memory: used {used >> 20:,} MiB, {row.reserved >> 20:,} MiB were reserved"
-    known = row.error if row.error_code == Reason.OUT_OF_MEMORY else None
-    error = f"{known}; then {used >> 20:,} of {row.reserved >> 20:,} MiB" if known else note
+    earlier = row.error if row.error_code == Reason.OUT_OF_MEMORY else None
+    error = f"{earlier}; then {used >> 20:,} of {row.reserved >> 20:,} MiB" if earlier else note
     lose(connection, number, actor=actor, reason=Reason.OUT_OF_MEMORY, token=token, note=note, error=error, need=need)
 
 
