@@ -36,6 +36,7 @@ from ncr_worker.run import Connectors
 from ncr_worker.settings import Settings
 from ncr_worker.sql import Database
 from ncr_worker.views.lookup import Lookup
+from ncr_worker.views.memory import MemoryLook
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,14 @@ class App:
     @cached_property
     def look(self) -> Lookup:
         return Lookup(self.ledger, self.history, self.pauses, self.board, self.pipelines)
+
+    @cached_property
+    def memory(self) -> MemoryLook:
+        def need_of(pipeline: Pipeline[Any]) -> int:
+            return self.needs.predict(pipeline.kind, pipeline.version, None, None, pipeline.memory).need
+
+        parts = (self.ledger, self.history, self.board, self.admission)
+        return MemoryLook(self.settings, *parts, self.pipelines, need_of)
 
     def submit(self, kind: str, args: Args, *, actor: str = "api", key: str | None = None) -> Stored:
         """Store one job; once this returns it is not lost.

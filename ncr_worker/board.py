@@ -1,4 +1,4 @@
-"""The board: every Redis key. It shows what is live; losing it loses no job.
+"""The board: what is live, in Redis. Losing it loses no job. (What hosts show of their memory: memory/live.py)
 
 job:{id}:status     JSON: status word, stage, progress; expires a day after the last word
 ncr:events          stream of all changes, newest 10,000
@@ -47,25 +47,25 @@ class Board:
         """Write a job's live status; with `event`, append it to the stream too."""
         text = json.dumps(status, ensure_ascii=False)
 
-        def work() -> None:
-            pipe = self._redis.pipeline(transaction=False)
+        def work(client: redis.Redis) -> None:
+            pipe = client.pipeline(transaction=False)
             pipe.set(status_key(job_id), text, ex=DAY)
             if event:
                 pipe.xadd(EVENTS, {"job": job_id, "status": text}, maxlen=10_000, approximate=True)
             pipe.execute()
 
-        self._try(work, None)
+        self.attempt(work, None)
 
     def statuses(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Live statuses of those jobs that have one; nothing when Redis is away."""
         if not job_ids:
             return {}
-        texts: Sequence[Any] = self._try(lambda: self._redis.mget([status_key(i) for i in job_ids]), ())
+        texts: Sequence[Any] = self.attempt(lambda client: client.mget([status_key(i) for i in job_ids]), ())
         return {job_id: json.loads(text) for job_id, text in zip(job_ids, texts, strict=False) if text}
 
     def wake(self) -> None:
         """Tell all feeders that there may be work."""
-        self._try(lambda: self._redis.publish(WAKE, "1"), 0)
+        self.attempt(lambda client: client.publish(WAKE, "1"), 0)
 
     def ping(self) -> bool:
         """Whether Redis answers now, asked afresh."""
@@ -78,11 +78,12 @@ class Board:
         """The channel of wake-ups, not yet subscribed to. Unlike the rest it raises redis.RedisError."""
         return self._redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call,no-any-return]
 
-    def _try(self, work: Callable[[], T], otherwise: T) -> T:
+    def attempt(self, work: Callable[[redis.Redis], T], otherwise: T) -> T:
+        """What `work` does with Redis; `otherwise` while that is away."""
         if time.monotonic() < self._dark_until:
             return otherwise
         try:
-            return work()
+            return work(self._redis)
         except redis.RedisError as error:
             log.warning("the board is dark for %g s: %s", self._dark, error)
             self._dark_until = time.monotonic() + self._dark

@@ -164,6 +164,22 @@ class History:
         rows = self.database.read(lambda connection: connection.execute(query).all())
         return [Work(kind, tenant, bool(queued), jobs, int(need)) for kind, tenant, queued, jobs, need in rows]
 
+    def ahead(self, waiting: Job) -> list[Work]:
+        """What is due and comes before a queued job in its user's line."""
+        first = or_(
+            job.c.priority < waiting.priority,
+            and_(job.c.priority == waiting.priority, job.c.number < waiting.number),
+        )
+        line = (job.c.state == State.QUEUED, job.c.tenant == waiting.tenant, job.c.next_run_at <= now(), first)
+        query = select(job.c.kind, func.count(), func.sum(job.c.need)).where(*line).group_by(job.c.kind)
+        rows = self.database.read(lambda connection: connection.execute(query).all())
+        return [Work(kind, waiting.tenant, True, jobs, int(need)) for kind, jobs, need in rows]
+
+    def held_up_by(self, limit: int) -> str | None:
+        """A job that waits for memory and was passed so often that nothing starts before it; its id."""
+        query = select(job.c.id).where(job.c.state == State.QUEUED, job.c.passed >= limit, job.c.next_run_at <= now())
+        return self.database.read(lambda connection: connection.execute(query.limit(1)).scalar_one_or_none())
+
     def seconds(self, kinds: Collection[str]) -> dict[str, float]:
         """Mean duration of the newest runs of each kind; without kinds that have had none."""
 

@@ -14,7 +14,19 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 
 from ncr_worker import __version__
-from ncr_worker.api import authentication, batches, control, delivery, health, jobs, metrics, openapi, problems, stats
+from ncr_worker.api import (
+    authentication,
+    batches,
+    control,
+    delivery,
+    health,
+    jobs,
+    memory,
+    metrics,
+    openapi,
+    problems,
+    stats,
+)
 from ncr_worker.api.events import WATCHERS
 from ncr_worker.api.metrics import Exposition
 from ncr_worker.api.middleware import REQUEST_ID, BodyLimit, Measured, RequestContext
@@ -52,7 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         license_info={"name": "MIT"},
     )
     locked = settings.auth == "keys"
-    for part in (delivery, jobs, batches, control, stats, metrics):
+    for part in (delivery, jobs, batches, control, memory, stats, metrics):
         api.include_router(part.router, **(authentication.DOCUMENTED if locked else {}))
     api.include_router(health.router)
     problems.install(api)

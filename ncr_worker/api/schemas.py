@@ -14,8 +14,6 @@ from ncr_worker.worker.inspection import RunningTask, WorkerStats
 
 NAME = "NCR Upload API"
 
-_GIB = 1024**3
-
 
 class Service(BaseModel):
     """`links`: what to look at next."""
@@ -91,85 +89,6 @@ class Probe(BaseModel):
     status: str
 
     model_config = example(status="ok")
-
-
-class ProcessMemory(BaseModel):
-    pid: int
-    rss_bytes: int
-    anonymous_bytes: int
-
-
-class SystemMemory(BaseModel):
-    """Memory where the API runs. `used_bytes` is anonymous memory only: page cache is given back when needed."""
-
-    limit_bytes: int
-    limit_source: str
-    used_bytes: int
-    used_percent: float
-
-
-class Waiting(BaseModel):
-    """Jobs that wait for memory, and what they need together."""
-
-    jobs: int
-    bytes: int
-
-
-class HostMemory(BaseModel):
-    """A worker host. `budget`: what its jobs may use together; `used`: by other programs; `reserved`: for its jobs.
-
-    `waiting`: jobs that wait for memory; the first host with enough takes them.
-    """
-
-    host: str
-    state: str
-    limit_bytes: int
-    limit_source: str
-    budget_bytes: int
-    used_bytes: int
-    reserved_bytes: int
-    waiting: Waiting
-    slots: int
-    running_jobs: int
-    recommended_concurrency: int
-    seconds_since_heartbeat: float
-
-
-class MemoryStats(BaseModel):
-    """`recommended_concurrency`: how many deliveries fit into the memory of the machine that the API runs on."""
-
-    process: ProcessMemory
-    system: SystemMemory
-    recommended_concurrency: int
-    accepting_jobs: bool
-    reason: str
-    hosts: list[HostMemory]
-    timestamp: datetime
-
-    model_config = example(
-        process={"pid": 4321, "rss_bytes": 95_000_000, "anonymous_bytes": 70_000_000},
-        system={"limit_bytes": 8 * _GIB, "limit_source": "cgroup v2", "used_bytes": 2 * _GIB, "used_percent": 25.0},
-        recommended_concurrency=46,
-        accepting_jobs=True,
-        reason="1 worker host(s) up",
-        hosts=[
-            {
-                "host": HOST,
-                "state": "up",
-                "limit_bytes": 8 * _GIB,
-                "limit_source": "cgroup v2",
-                "budget_bytes": 6 * _GIB,
-                "used_bytes": 400_000_000,
-                "reserved_bytes": 201_326_592,
-                "waiting": {"jobs": 0, "bytes": 0},
-                "slots": 4,
-                "running_jobs": 2,
-                "recommended_concurrency": 64,
-                "seconds_since_heartbeat": 3.2,
-            }
-        ],
-        timestamp=TIME,
-    )
 
 
 class BacklogEntry(BaseModel):

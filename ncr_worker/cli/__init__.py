@@ -12,6 +12,7 @@ from ncr_worker.cli import (
     doctor,
     health,
     jobs,
+    memory,
     orders,
     plan,
     processes,
@@ -23,7 +24,7 @@ from ncr_worker.errors import ConfigError, NcrError
 
 PANELS = {
     "Jobs": (submit, jobs, orders, plan),
-    "Services": (processes, health),
+    "Services": (processes, health, memory),
     "Try it out": (sandbox,),
     "Setup": (doctor, settings),
 }

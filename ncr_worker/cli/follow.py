@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
@@ -25,6 +26,7 @@ from ncr_worker.views.batch import batch_line
 from ncr_worker.views.models import BatchLine, BatchStatus, JobRecord
 
 LOOK_EVERY = 0.5
+KEEP_EVERY = 1.0
 PLAIN_EVERY = 3.0
 """Seconds between two lines about one job where there is no terminal, unless its status changes."""
 MANY = 12
@@ -64,6 +66,28 @@ def watch(look: Callable[[], T], every: float = LOOK_EVERY) -> Iterator[T]:
             away = False
             yield found
         time.sleep(every)
+
+
+def keep_up(look: Callable[[], M], render: Callable[[M, int], RenderableType], *, as_json: bool) -> None:
+    """Until Ctrl-C: a live view; without a terminal what is found again whenever it has changed.
+
+    `render(found, width)`: for a terminal of so many columns.
+    """
+    out = console()
+    try:
+        if out.is_terminal and not as_json:
+            with Live(console=out, screen=True, auto_refresh=False) as live:
+                for found in watch(look, KEEP_EVERY):
+                    live.update(render(found, out.width), refresh=True)
+        last = None
+        for found in watch(look, KEEP_EVERY):
+            if found != last and as_json:
+                print_json(found, line=True)
+            elif found != last:
+                out.print(render(found, out.width))
+            last = found
+    except KeyboardInterrupt:
+        return
 
 
 def wait_for_job(app: App, task_id: str, *, as_json: bool) -> int:

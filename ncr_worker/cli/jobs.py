@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ncr_worker.cli.options import AsJson, Cursor, Limit, OfUser, examples, moment
-from ncr_worker.cli.session import console, hint, latest, opened, print_json
+from ncr_worker.cli.session import console, hint, known_job, opened, print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.table import Table
 
-    from ncr_worker.app import App
     from ncr_worker.views.models import JobList
 
 commands = typer.Typer()
@@ -24,7 +21,6 @@ Time = Annotated[
     datetime | None,
     typer.Option(parser=moment, metavar="TIME", help="2026-11-22, 2026-11-22T09:30 (local time), or 15m, 2h, 7d ago"),
 ]
-WATCH_EVERY = 1.0
 
 
 @commands.command(
@@ -48,6 +44,8 @@ def jobs(
     as_json: AsJson = False,
 ) -> None:
     """List jobs, the newest first."""
+    from ncr_worker.cli.follow import keep_up
+    from ncr_worker.cli.show import jobs_table
     from ncr_worker.views.lookup import Filter
 
     wanted = Filter(kind=kind, status=status, batch=batch, user=user, job_id=job_id, since=since, until=until)
@@ -57,7 +55,7 @@ def jobs(
             return app.look.jobs(wanted, cursor=cursor, limit=limit)
 
         if watch:
-            _watch(look, as_json)
+            keep_up(look, jobs_table, as_json=as_json)
             return
         page = look()
     _print_jobs(page, as_json)
@@ -86,7 +84,7 @@ def job(
     from ncr_worker.cli.show import job_lines, report
 
     with opened() as app:
-        task_id = _task_id(app, given)
+        task_id = known_job(app, given)
         code = wait_for_job(app, task_id, as_json=as_json) if watch else 0
         found = report(app.look, task_id, audit=audit)
     if as_json:
@@ -118,18 +116,6 @@ def batches(
     _print_page(batches_table(page, console().width), "there is no such batch", page.next_cursor)
 
 
-def _task_id(app: App, given: str) -> str:
-    """The latest job with this job_id, when it is no task_id. Raises NotFound."""
-    from ncr_worker.errors import NotFound
-
-    try:
-        return app.ledger.reads.job(given).id
-    except NotFound:
-        if task_id := latest(app, given):
-            return task_id
-        raise NotFound(f"there is no job with the task_id or job_id {given}; ncr jobs lists them") from None
-
-
 def _print_jobs(page: JobList, as_json: bool) -> None:
     from ncr_worker.cli.show import jobs_table
 
@@ -146,27 +132,3 @@ def _print_page(table: Table, empty: str, cursor: str | None) -> None:
         hint(empty)
     if cursor:
         hint(f"more with --cursor {cursor}")
-
-
-def _watch(look: Callable[[], JobList], as_json: bool) -> None:
-    """Until Ctrl-C: a live table; without a terminal the list again whenever it has changed."""
-    from rich.live import Live
-
-    from ncr_worker.cli.follow import watch
-    from ncr_worker.cli.show import jobs_table
-
-    out = console()
-    try:
-        if out.is_terminal and not as_json:
-            with Live(console=out, screen=True, auto_refresh=False) as live:
-                for page in watch(look, WATCH_EVERY):
-                    live.update(jobs_table(page, out.width), refresh=True)
-        last = None
-        for page in watch(look, WATCH_EVERY):
-            if page != last and as_json:
-                print_json(page, line=True)
-            elif page != last:
-                out.print(jobs_table(page, out.width))
-            last = page
-    except KeyboardInterrupt:
-        return

@@ -67,6 +67,18 @@ def latest(app: App, job_id: str) -> str | None:
     return found[0].task_id if found else None
 
 
+def known_job(app: App, given: str) -> str:
+    """The task_id; of the latest job with this job_id of the user's own, when it is no task_id. Raises NotFound."""
+    from ncr_worker.errors import NotFound
+
+    try:
+        return app.ledger.reads.job(given).id
+    except NotFound:
+        if task_id := latest(app, given):
+            return task_id
+        raise NotFound(f"there is no job with the task_id or job_id {given}; ncr jobs lists them") from None
+
+
 def console() -> Console:
     from rich.console import Console
 

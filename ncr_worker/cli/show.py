@@ -127,7 +127,9 @@ def _facts(job: JobReport) -> Iterator[tuple[str, str | None]]:
     yield "started", local(job.started_at) if job.started_at else None
     yield "finished", f"{local(job.finished_at)}, after {_took(job)}" if job.finished_at else None
     yield "next try", local(job.next_run_at) if job.next_run_at and job.next_run_at > now else None
-    yield "memory", f"needs {decimal(job.need_bytes)}" + (f", peak {decimal(job.peak_bytes)}" if job.peak_bytes else "")
+    sizes = {"predicted": job.predicted_bytes, "needs": job.need_bytes, "reserved": job.reserved_bytes}
+    sizes["peak"] = job.peak_bytes
+    yield "memory", ", ".join(f"{name} {decimal(size)}" for name, size in sizes.items() if size)
     yield "args", " ".join(f"{name}={value}" for name, value in job.args.items() if value is not None)
     yield "error", f"{job.error.code}: {job.error.detail}" if job.error else None
     yield "result", json.dumps(job.result, ensure_ascii=False) if job.result else None

@@ -95,7 +95,7 @@ class Admission:
 
     def judge(self, jobs: Sequence[Sized]) -> Verdict:
         """All of them (at least one) or none. Raises Busy, NeverFits, DatabaseAway."""
-        scene = self._look()
+        scene = self.look()
         with self._lock:
             verdict = assess(scene, jobs, self.limits, self._refused)
             self._remember(verdict, scene, jobs)
@@ -111,7 +111,7 @@ class Admission:
         """The same without raising; nothing is counted. `fresh`: the ledger is asked anew. Raises DatabaseAway."""
         if fresh:
             self.forget()
-        scene = self._look()
+        scene = self.look()
         with self._lock:
             return assess(scene, [job], self.limits, self._refused)
 
@@ -119,7 +119,8 @@ class Admission:
         """What was read is known to be old."""
         self._scene = None
 
-    def _look(self) -> Scene:
+    def look(self) -> Scene:
+        """What was read a moment ago serves. Raises DatabaseAway."""
         scene = self._scene
         if scene is not None and time.monotonic() - scene.at < max(FRESH, RARELY * scene.took):
             return scene

@@ -96,9 +96,10 @@ class Drain:
 
         Users take turns: by then each of the others has had as much as he at most, whatever else he has waiting.
         """
-        if tenant is None:
-            return self.whole + more
-        mine = self.costs.get(tenant, 0.0) + more
+        return self.whole + more if tenant is None else self.until(tenant, self.costs.get(tenant, 0.0) + more)
+
+    def until(self, tenant: str, mine: float) -> float:
+        """Seconds until so many of the user's seconds are over."""
         return mine + sum(min(cost, mine) for other, cost in self.costs.items() if other != tenant)
 
     def plus(self, jobs: Iterable[Sized]) -> Self:

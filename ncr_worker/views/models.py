@@ -92,7 +92,8 @@ class JobStatus(BaseModel):
 
 
 class JobRecord(JobStatus):
-    """All that is known of a job. `state`: the engine's word. Memory: `need` is reserved, `peak` was measured.
+    """All that is known of a job. `state`: the engine's word. Memory: `predicted` when it was submitted; `need` it asks
+    for now; `reserved` it has, or had last; `peak` was measured.
 
     `round`: 1, and one more for each retry by a person. `next_run_at`: when a waiting job is due. `request_id`: of
     the request that submitted it, as the logs of its stages have it.
@@ -106,6 +107,7 @@ class JobRecord(JobStatus):
     priority: int
     round: int
     input_bytes: int | None = None
+    predicted_bytes: int | None = None
     need_bytes: int
     reserved_bytes: int
     peak_bytes: int | None = None
@@ -123,6 +125,7 @@ class JobRecord(JobStatus):
         priority=0,
         round=1,
         input_bytes=None,
+        predicted_bytes=67_108_864,
         need_bytes=67_108_864,
         reserved_bytes=67_108_864,
         peak_bytes=None,

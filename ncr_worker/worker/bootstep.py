@@ -18,6 +18,7 @@ from ncr_worker.memory.slots import Slots
 from ncr_worker.metrics import CountedWork, forget_others, fresh_folder
 from ncr_worker.settings import Settings
 from ncr_worker.worker.feeder import Feeder
+from ncr_worker.worker.memory import showing_memory
 from ncr_worker.worker.reporter import Reporter
 from ncr_worker.worker.sweep import Sweep
 from ncr_worker.worker.wakeups import on_wake
@@ -57,6 +58,7 @@ class FeederStep(bootsteps.StartStopStep):
         feeder.start()
         self.resources.enter_context(feeder.watch)
         self.resources.enter_context(on_wake(app.board, feeder.wake))
+        self.resources.enter_context(showing_memory(app.board, feeder))
         self.resources.enter_context(Sweep(settings, app.ledger))
         self.resources.enter_context(Reporter(settings, app.database, worker.app.metrics, feeder))
         self.feeder = feeder

@@ -24,6 +24,7 @@ ROUTES = {
     "/jobs/{task_id}/audit": "get",
     "/jobs/{task_id}/receipt": "get",
     "/jobs/{task_id}/events": "get",
+    "/jobs/{task_id}/explain": "get",
     "/jobs/{task_id}/cancel": "post",
     "/jobs/{task_id}/retry": "post",
     "/batches": "get",
@@ -37,6 +38,8 @@ ROUTES = {
     "/health/live": "get",
     "/health/ready": "get",
     "/memory-stats": "get",
+    "/hosts/{host}/memory": "get",
+    "/admission/explain": "get",
     "/celery-stats": "get",
     "/metrics": "get",
 }

@@ -14,7 +14,9 @@ PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8
 
 def test_the_guide_shows_every_route() -> None:
     shown = {path for _, path in re.findall(r"(\$API|GET )(/[^\s\"'?)`]*)", PAGE)}
-    shown = {path.replace("$TASK", "{task_id}").replace("$BATCH", "{batch_id}") for path in shown}
+    shown = {
+        path.replace("$TASK", "{task_id}").replace("$BATCH", "{batch_id}").replace("$HOST", "{host}") for path in shown
+    }
     assert shown == set(create_app(Settings(_env_file=None)).openapi()["paths"]) - {"/"}
 
 

@@ -19,7 +19,7 @@ from ncr_worker.settings import env_sample
 PROJECT = Path(__file__).parents[2]
 PANELS = {
     "Jobs": ("submit", "batch", "jobs", "job", "batches", "retry", "cancel", "pause", "resume", "plan"),
-    "Services": ("api", "worker", "beat", "flower", "health"),
+    "Services": ("api", "worker", "beat", "flower", "health", "memory"),
     "Try it out": ("sandbox", "demo"),
     "Setup": ("doctor", "settings", "version", "db"),
 }
