@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Delete, and_, case, delete, ex
 
 from ncr_worker.job import TERMINAL, State
 from ncr_worker.ledger.idempotency import once
+from ncr_worker.ledger.observations import Observations
 from ncr_worker.ledger.tables import batch, checkpoint, event, job
 from ncr_worker.settings import Settings
 from ncr_worker.sql import Database, now
@@ -77,6 +78,10 @@ class Retention:
         query = select(once.c.key).where(old).limit(CHUNK)
         while keys := self.database.read(lambda connection: connection.execute(query).scalars().all()):
             yield self._delete(delete(once).where(once.c.key.in_(keys), old))
+
+    def remove_observations(self) -> Iterator[int]:
+        """What was seen of runs, but for the newest of each kind and stage."""
+        yield Observations(self.database).forget()
 
     def _old_jobs(self, terms: Terms, after: int) -> Sequence[int]:
         # From `after` on, so that what is kept for longer is stepped over once and not before every chunk.

@@ -23,6 +23,7 @@ class Housekeeping(Parcel):
     jobs: int = 0
     batches: int = 0
     keys: int = 0
+    observations: int = 0
 
 
 def terms(settings: Settings) -> Terms:
@@ -53,6 +54,11 @@ def remove_keys(run: Run, parcel: Housekeeping) -> Housekeeping:
     return parcel.evolve(keys=_counted(run, run.use(retention).remove_keys(terms(run.settings))))
 
 
+@stage()
+def remove_observations(run: Run, parcel: Housekeeping) -> Housekeeping:
+    return parcel.evolve(observations=_counted(run, run.use(retention).remove_observations()))
+
+
 def _counted(run: Run, removed: Iterable[int]) -> int:
     """The sum, shown as it grows. A job that is cancelled stops between two chunks."""
     total = 0
@@ -66,7 +72,7 @@ PIPELINE = Pipeline(
     "housekeeping",
     HousekeepingArgs,
     Housekeeping,
-    (remove_jobs, remove_batches, remove_keys),
+    (remove_jobs, remove_batches, remove_keys, remove_observations),
     memory=32 * MIB,
     exclusive=lambda _args: "housekeeping",
 )

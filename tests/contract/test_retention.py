@@ -21,6 +21,7 @@ from ncr_worker.job import NewBatch, Reason, State
 from ncr_worker.ledger import Ledger
 from ncr_worker.ledger.idempotency import Once, once
 from ncr_worker.ledger.intake import Again
+from ncr_worker.ledger.observations import KEPT, Observations, Seen, note
 from ncr_worker.ledger.pauses import Pauses, Scope
 from ncr_worker.ledger.tables import batch, checkpoint, event, host, job
 from ncr_worker.pipeline import MIB
@@ -229,3 +230,18 @@ def test_of_very_many_the_oldest_are_named_and_all_are_counted(ledger: Ledger) -
     assert scene.total_overdue == MOST + 5
     claim(ledger, pick_one(ledger))
     assert watch(ledger).look(3600).total_overdue == MOST + 4
+
+
+def test_of_what_was_seen_the_newest_of_each_kind_and_stage_stay(ledger: Ledger, retention: Retention) -> None:
+    observations = Observations(ledger.database)
+
+    def seen(kind: str, stage: str | None, count: int) -> list[Seen]:
+        return [Seen(kind, 1, stage, None, None, peak, 1.0) for peak in range(count)]
+
+    many = [*seen("deliver", None, KEPT + 7), *seen("deliver", "pack", KEPT), *seen("import", None, 3)]
+    ledger.database.transact(lambda connection: note(connection, many))
+    assert list(retention.remove_observations()) == [7]
+    assert [one.peak for one in observations.newest("deliver", None)] == list(range(7, KEPT + 7))
+    assert len(observations.newest("deliver", "pack")) == KEPT
+    assert len(observations.newest("import", None)) == 3
+    assert list(retention.remove_observations()) == [0]
