@@ -59,14 +59,14 @@ def test_housekeeping_removes_what_the_settings_say_and_tells_how_much(keeper: K
     kept = keeper.ended(9)
     job = keeper.run("housekeeping")
     assert (job.state, job.error) == (State.SUCCEEDED, None)
-    assert keeper.record(job).result == {"jobs": 3, "batches": 0, "keys": 0}
+    assert keeper.record(job).result == {"jobs": 3, "batches": 0, "keys": 0, "observations": 0}
     assert [found.id for found in keeper.host.ledger.reads.jobs([*gone, kept])] == [kept]
 
 
 def test_a_delivery_with_a_receipt_is_kept_for_longer(keeper: Keeper) -> None:
     delivered = keeper.ended(300)
     alter(keeper.host.ledger, delivered, state=State.SUCCEEDED.value)
-    assert keeper.record(keeper.run("housekeeping")).result == {"jobs": 0, "batches": 0, "keys": 0}
+    assert keeper.record(keeper.run("housekeeping")).result == {"jobs": 0, "batches": 0, "keys": 0, "observations": 0}
     assert keeper.host.ledger.reads.job(delivered).state is State.SUCCEEDED
 
 
