@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ncr_worker import logs
+from ncr_worker.announcer import Announcer
 from ncr_worker.batches import Batches, Retried
 from ncr_worker.board import Board
 from ncr_worker.errors import Conflict, NotFound, Rejected
@@ -63,11 +64,13 @@ class App:
         self.admission = Admission(self.ledger, self.history, self.pauses, limits)
         self.needs = Needs(self.database, learned=settings.memory_prediction == "learned")
         self.connectors = Connectors(settings.model_copy(update={"db_patience": patience}))
+        self._announcer = Announcer(self.board)
         self._single = GroupCommit(self.ledger)
         self._batches = Batches(self.ledger)
         self._in_flight: set[str] = set()
 
     def close(self) -> None:
+        self._announcer.close()
         self.connectors.close()
         self.board.close()
         self.database.close()
@@ -115,12 +118,12 @@ class App:
         `key`: of the schedule's tick; however often it is submitted, there is one job. Raises Conflict while the
         job of an earlier tick is unfinished, DatabaseAway.
         """
-        new = replace(self._new(self.pipeline(kind), args, None), priority=FIRST)
+        pipeline = self.pipeline(kind)
+        new = replace(self._new(pipeline, args, None), priority=FIRST)
         stored = Stored((new.id,), None, "stored; submitted by schedule", time.time())
         once = Once(key, _fingerprint(kind, [args], False), stored.message, stored.answered_at)
         earlier = self.ledger.intake.submit([new], actor="beat", once=once)
-        self.board.wake()
-        return earlier or stored
+        return earlier or self._announced(pipeline, [new], stored)
 
     def cancel(self, job_id: str, *, actor: str) -> State:
         """Ask a job to stop; its state now. Raises NotFound; Conflict when it has ended."""
@@ -213,13 +216,15 @@ class App:
         ids = tuple(job.id for job in jobs)
         stored = Stored(ids, batch.id if batch else None, f"stored; {verdict.reason}", time.time())
         if batch is None and known_by is None:
-            if self._single.submit(jobs[0], actor=actor):
-                self.board.wake()
-            return stored
+            self._single.submit(jobs[0], actor=actor)
+            return self._announced(pipeline, jobs, stored)
         once = Once(*known_by, stored.message, stored.answered_at) if known_by else None
         earlier = self.ledger.intake.submit(jobs, batch, actor=actor, once=once)
-        self.board.wake()
-        return earlier or stored
+        return earlier or self._announced(pipeline, jobs, stored)
+
+    def _announced(self, pipeline: Pipeline[Any], jobs: Sequence[NewJob], stored: Stored) -> Stored:
+        self._announcer.tell(jobs, pipeline.word(State.QUEUED, None))
+        return stored
 
     def _again(self, job: Job) -> Again:
         """Raises NotFound, Conflict: the job is of a kind, or has arguments, that this version does not know."""

@@ -29,23 +29,18 @@ class GroupCommit:
         self._lock = threading.Lock()
         self._turn = threading.Lock()  # one group at a time
 
-    def submit(self, job: NewJob, *, actor: str) -> bool:
-        """Once this returns the job is not lost. Raises like `Intake.submit`.
-
-        True for one caller of each group: the one that wrote it, and may tell others of it.
-        """
+    def submit(self, job: NewJob, *, actor: str) -> None:
+        """Once this returns the job is not lost. Raises like `Intake.submit`."""
         entry = _Entry(job)
         with self._lock:
             self.waiting.setdefault(actor, []).append(entry)
         with self._turn:
-            leads = not entry.done
-            if leads:
+            if not entry.done:
                 with self._lock:
                     group = self.waiting.pop(actor)
                 self._store(group, actor)
         if entry.error is not None:
             raise entry.error
-        return leads
 
     def _store(self, group: list[_Entry], actor: str) -> None:
         try:

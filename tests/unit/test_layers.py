@@ -20,7 +20,7 @@ LAYERS = {
     "engine": {"run", "runner", "pipelines", "views"},
     "services": {
         *("ledger", "history", "board", "memory", "stores", "databases", "validator", "outage", "archive", "sql"),
-        *("notify", "metrics", "group_commit", "batches", "retention", "stuck"),
+        *("notify", "metrics", "announcer", "group_commit", "batches", "retention", "stuck"),
     },
     "core": {"job", "picking", "pipeline", "progress", "errors", "settings", "logs", "__init__"},
 }
