@@ -182,7 +182,8 @@ def test_an_over_use_costs_an_attempt_and_brings_more_memory(
     feeder = started_with(host, children, pipeline(work))
     watched(feeder, lambda: job_of(host, liar).reason == Reason.OUT_OF_MEMORY)
     job = job_of(host, liar)
-    assert (job.state, job.attempt, job.need // MIB >= LIAR) == (State.QUEUED, 1, True)
+    assert (job.state, job.attempt) == (State.QUEUED, 1)
+    assert job.need >= 40 * MIB
     assert str(job.error).endswith(" MiB, 20 MiB were reserved")
     assert trail(host, liar)[-1].reason == job.error
     assert trail(host, liar)[-1].actor == ("feeder" if stubborn else "runner")
