@@ -47,9 +47,10 @@ class Store(Protocol):
         """Every file whose key begins with `prefix`, in the order of keys."""
         ...
 
-    def read(self, entry: Entry, path: Path, progress: Progress = unwatched) -> None:
+    def read(self, entry: Entry, path: Path, progress: Progress = unwatched) -> str:
         """Copy a file to the local `path` if it still is what `entry` says, checked as far as the store can tell.
 
+        Returns the SHA-256 (hex) of what arrived.
         Raises Rejected (`…_missing`, `…_changed`) and Transient when it arrived incomplete.
         """
         ...

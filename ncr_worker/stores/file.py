@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -31,14 +32,25 @@ def disk_errors() -> Iterator[None]:
         raise Transient(f"local disk: {error}", code="disk_failed") from error
 
 
-def copy(source: BinaryIO, target: BinaryIO, progress: Progress) -> int:
-    """Copy to the end; how many bytes."""
-    size = 0
+def copy(source: BinaryIO, target: BinaryIO, progress: Progress) -> tuple[int, str]:
+    """Copy to the end; how many bytes, and their SHA-256 (hex)."""
+    size, digest = 0, hashlib.sha256()
     while chunk := source.read(CHUNK):
+        digest.update(chunk)
         target.write(chunk)
         size += len(chunk)
         progress(len(chunk))
-    return size
+    return size, digest.hexdigest()
+
+
+def sha256(path: Path, progress: Progress) -> str:
+    """Of a local file, in hex."""
+    digest = hashlib.sha256()
+    with disk_errors(), path.open("rb", buffering=0) as content:
+        while chunk := content.read(CHUNK):
+            digest.update(chunk)
+            progress(len(chunk))
+    return digest.hexdigest()
 
 
 class FileStore:
@@ -57,7 +69,7 @@ class FileStore:
         for key in sorted(key for key in found if key.startswith(prefix)):
             yield self.head(key)
 
-    def read(self, entry: Entry, path: Path, progress: Progress = unwatched) -> None:
+    def read(self, entry: Entry, path: Path, progress: Progress = unwatched) -> str:
         try:
             source = self._path(entry.key).open("rb")
         except OSError as error:
@@ -65,11 +77,12 @@ class FileStore:
         with source:
             _require_same(entry, _entry(entry.key, os.fstat(source.fileno())))
             with disk_errors(), path.open("wb") as target:
-                size = copy(source, target, progress)
+                size, digest = copy(source, target, progress)
             # Written to while we read: neither the old nor the new file.
             _require_same(entry, _entry(entry.key, os.fstat(source.fileno())))
         if size != entry.size:
             raise Transient(f"{entry.key}: {size:,} of {entry.size:,} bytes arrived", code="file_failed")
+        return digest
 
     def write(self, path: Path, key: str, progress: Progress = unwatched) -> Entry:
         target = self._path(key)

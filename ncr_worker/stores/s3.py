@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -118,6 +118,7 @@ class S3Store:
         self.client = client
         self.reader = reader
         self.bucket = bucket
+        self._hashers = ThreadPoolExecutor(thread_name_prefix="hash")
 
     def head(self, key: str) -> Entry:
         if _SEGMENTS.search(key):
@@ -135,15 +136,16 @@ class S3Store:
             for found in page.get("Contents", ()):
                 yield Entry(found["Key"], found["Size"], found["ETag"])
 
-    def read(self, entry: Entry, path: Path, progress: Progress = unwatched) -> None:
+    def read(self, entry: Entry, path: Path, progress: Progress = unwatched) -> str:
         expected = _md5_of(entry.etag)
-        md5 = hashlib.md5(usedforsecurity=False) if expected else None
-        with ThreadPoolExecutor(1, thread_name_prefix="md5") as aside:
-            size = _save(self._chunks(entry), path, progress, md5, aside)
+        sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        with _Hashing((sha256, md5) if expected else (sha256,), self._hashers) as hashing:
+            size = _save(self._chunks(entry), path, progress, hashing)
         if size != entry.size:
             raise Transient(f"{entry.key}: {size:,} of {entry.size:,} bytes arrived", code="s3_failed")
-        if md5 and (found := md5.hexdigest()) != expected and not self._is_encrypted(entry.key):
+        if expected and (found := md5.hexdigest()) != expected and not self._is_encrypted(entry.key):
             raise Transient(f"{entry.key}: its MD5 is {found}, expected {expected}", code="s3_failed")
+        return sha256.hexdigest()
 
     def _chunks(self, entry: Entry) -> Iterator[bytes]:
         key, condition = entry.key, entry.etag
@@ -171,6 +173,7 @@ class S3Store:
         self._ask(key, lambda: self.client.delete_object(Bucket=self.bucket, Key=key))
 
     def close(self) -> None:
+        self._hashers.shutdown()
         self.client.close()
 
     def _ask(self, key: str, call: Callable[[], T]) -> T:
@@ -206,22 +209,38 @@ def _of_code(code: str, text: str, bucket: str, key: str) -> NcrError:
     return Transient(f"S3, {key}: {text}", code="s3_failed")
 
 
-def _save(
-    chunks: Iterator[bytes], path: Path, progress: Progress, digest: hashlib._Hash | None, aside: ThreadPoolExecutor
-) -> int:
-    """How many bytes. `digest` takes longer than the rest: it is worked out `aside`, one chunk behind."""
+class _Hashing:
+    """Digests, which take longer than all else, are worked out beside it, at most one chunk behind."""
+
+    def __init__(self, digests: Sequence[hashlib._Hash], threads: ThreadPoolExecutor) -> None:
+        self._digests = digests
+        self._threads = threads
+        self._working: list[Future[None]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wait()
+
+    def update(self, chunk: bytes) -> None:
+        self._wait()
+        self._working = [self._threads.submit(digest.update, chunk) for digest in self._digests]
+
+    def _wait(self) -> None:
+        for future in self._working:
+            future.result()
+
+
+def _save(chunks: Iterator[bytes], path: Path, progress: Progress, hashing: _Hashing) -> int:
+    """How many bytes."""
     size = 0
     with disk_errors(), path.open("wb", buffering=0) as target:
-        hashed: Future[None] | None = None
         for chunk in chunks:
-            if hashed:
-                hashed.result()
-            hashed = aside.submit(digest.update, chunk) if digest else None
+            hashing.update(chunk)
             target.write(chunk)
             size += len(chunk)
             progress(len(chunk))
-        if hashed:
-            hashed.result()
     return size
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_what_is_written_can_be_read(store: Store, prefix: str, local: Path, tmp
     assert written == store.head(written.key)
     assert written.size == len(CONTENT)
     told: list[int] = []
-    store.read(written, tmp_path / "copy", told.append)
+    assert store.read(written, tmp_path / "copy", told.append) == hashlib.sha256(CONTENT).hexdigest()
     assert (tmp_path / "copy").read_bytes() == CONTENT
     assert sum(told) == len(CONTENT)
     assert max(told) <= 2 * CHUNK
@@ -62,14 +63,14 @@ def test_s3_keys_are_no_paths(key: str, s3: S3, local: Path, tmp_path: Path) -> 
     store = open_store(f"s3://{s3.bucket}", settings)
     with closing(store):
         written = store.write(local, f"keys-{uuid4().hex}/{key}")
-        store.read(written, tmp_path / "copy")
+        assert store.read(written, tmp_path / "copy") == hashlib.sha256(CONTENT).hexdigest()
     assert (tmp_path / "copy").read_bytes() == CONTENT
 
 
 def test_an_empty_file_is_a_file(store: Store, prefix: str, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     written = store.write(tmp_path / "empty", f"{prefix}empty")
-    store.read(written, tmp_path / "copy")
+    assert store.read(written, tmp_path / "copy") == hashlib.sha256(b"").hexdigest()
     assert (tmp_path / "copy").read_bytes() == b""
 
 

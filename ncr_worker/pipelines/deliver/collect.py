@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from ncr_worker.archive import pack as pack_zip
@@ -16,11 +11,9 @@ from ncr_worker.pipelines.deliver.catalog import Entry as CatalogEntry
 from ncr_worker.pipelines.deliver.catalog import catalog
 from ncr_worker.pipelines.deliver.model import Delivery, Item, moment
 from ncr_worker.pipelines.deliver.transfer import transfer
-from ncr_worker.stores import CHUNK, Entry, Progress, source
-from ncr_worker.stores.file import disk_errors
+from ncr_worker.stores import Entry, Progress, source
+from ncr_worker.stores.file import disk_errors, sha256
 from ncr_worker.validator import UNAVAILABLE, Verdict, gate, validator
-
-HASHERS = 2
 
 
 def local_path(run: Run, item: Item) -> Path:
@@ -32,8 +25,8 @@ def zip_path(run: Run) -> Path:
 
 
 def files_intact(run: Run, parcel: Delivery) -> bool:
-    """Whether every fetched file is here with its size."""
-    return all(_has_size(local_path(run, item), item.size) for item in parcel.items)
+    """Whether every fetched file is here with its size, and its SHA-256 known (an earlier version fetched without)."""
+    return all(item.sha256 and _has_size(local_path(run, item), item.size) for item in parcel.items)
 
 
 def zip_intact(run: Run, parcel: Delivery) -> bool:
@@ -50,20 +43,20 @@ def fetch(run: Run, parcel: Delivery) -> Delivery:
     with disk_errors():
         (run.folder / "files").mkdir(parents=True, exist_ok=True)
 
-    def read(item: Item, progress: Progress) -> None:
+    def read(item: Item, progress: Progress) -> Item:
         path = local_path(run, item)
         if _has_size(path, item.size):  # by an attempt that was cut short
-            progress(item.size)
-            return
+            return item.model_copy(update={"sha256": sha256(path, progress)})
         part = path.with_suffix(".part")
-        store.read(Entry(item.key, item.size, item.etag), part, progress)
+        digest = store.read(Entry(item.key, item.size, item.etag), part, progress)
         if not _has_size(part, item.size):  # the last write to a full disk may be short without an error
             raise Transient(f"local disk is full: {item.key} was not written whole", code="disk_full", retry_in=30)
         part.replace(path)  # so a file under its name is whole
+        return item.model_copy(update={"sha256": digest})
 
     with run.use(gate).admitted(run.job.id, run.job.created_at):  # nothing piles up while the validator is down
-        transfer(run, parcel.items, run.settings.s3_parallel, read)
-    return parcel
+        items = transfer(run, parcel.items, run.settings.s3_parallel, read)
+    return parcel.evolve(items=tuple(items))
 
 
 @stage(weight=1, local=True, intact=zip_intact)
@@ -77,40 +70,13 @@ def pack(run: Run, parcel: Delivery) -> Delivery:
 @stage(weight=2, local=True, intact=files_intact)
 def validate(run: Run, parcel: Delivery) -> Delivery:
     run.confirm_ownership()
-    with _hashing(run, parcel.items) as hashed:
-        verdict = _ask_validator(run, parcel)
-        parcel = parcel.evolve(items=hashed())
+    verdict = _ask_validator(run, parcel)
     run.use(catalog).record_validation(catalog_entry(run, parcel), verdict)
     if not verdict.passed:
         reasons = "; ".join(verdict.reasons) or "no reason given"
         text = f"the validator says {verdict.result}: {reasons}"
         raise Rejected(text, code="validation_failed", result={"verdict": verdict.model_dump(mode="json")})
     return parcel.evolve(verdict=verdict, validated_at=moment())
-
-
-@contextmanager
-def _hashing(run: Run, items: Sequence[Item]) -> Iterator[Callable[[], tuple[Item, ...]]]:
-    """Works out the SHA-256 of the local files, what takes longest of all, while the validator works.
-
-    What it gives waits for the items with their SHA-256. Left early, it stops at once.
-    """
-    left = threading.Event()
-
-    def sha256(item: Item) -> str:
-        digest = hashlib.sha256()
-        with disk_errors(), local_path(run, item).open("rb", buffering=0) as content:
-            while not left.is_set() and (chunk := content.read(CHUNK)):
-                digest.update(chunk)
-        return digest.hexdigest()
-
-    with ThreadPoolExecutor(HASHERS, thread_name_prefix="sha256") as pool:
-        digests = pool.map(sha256, items)
-        try:
-            yield lambda: tuple(
-                item.model_copy(update={"sha256": digest}) for item, digest in zip(items, digests, strict=True)
-            )
-        finally:
-            left.set()
 
 
 def _ask_validator(run: Run, parcel: Delivery) -> Verdict:

@@ -44,7 +44,7 @@ class PlanArgs(DeliverArgs):
 
 
 class Item(BaseModel):
-    """One file. `target` is relative to the SFTP root; `size` in bytes; `sha256` (hex) is known once validated."""
+    """One file. `target` is relative to the SFTP root; `size` in bytes; `sha256` (hex) is known once fetched."""
 
     model_config = ConfigDict(frozen=True)
 
