@@ -12,6 +12,7 @@ import json
 import re
 import sys
 import time
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -75,6 +76,7 @@ def waste(tasks: Sequence[Task], sizer: Sizer, memory: int) -> Waste:
         while had < task.peak:
             wasted += had * task.seconds
             failures += 1
+            sizer.learn_failure(task, had)
             had = min(sizer.need(task, had), memory)
         wasted += (had - task.peak) * task.seconds
         sizer.learn(task)
@@ -153,12 +155,13 @@ class Packing:
         task, had = self.tasks[number], self._had.pop(number)
         if had < task.peak:
             self.failures += 1
+            self.sizer.learn_failure(task, had)
             self._failed[number] = had
             self._needs.pop(number)
-            self._waiting = sorted([*self._waiting, number])
+            insort(self._waiting, number)
         else:
             self.sizer.learn(task)
-            self._learned[task.kind] += 1
+        self._learned[task.kind] += 1
 
 
 def replay(trace: Trace, machine: Machine) -> Mapping[str, Figures]:

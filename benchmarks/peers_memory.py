@@ -18,6 +18,9 @@ class Sizer(Protocol):
     def learn(self, task: Task) -> None:
         """The task has ended well."""
 
+    def learn_failure(self, task: Task, had: int) -> None:
+        """An attempt has ended for want of memory."""
+
 
 class Ours:
     """What the worker ships."""
@@ -31,28 +34,35 @@ class Ours:
     def learn(self, task: Task) -> None:
         self.predictor.learn(task.kind, 1, Observation(task.input_bytes, task.peak, task.seconds))
 
+    def learn_failure(self, task: Task, had: int) -> None:
+        self.predictor.learn(task.kind, 1, Observation(task.input_bytes, had, task.seconds, killed=True))
 
-class Clairvoyant:
+
+class Peer:
+    """None of them learns from a failure."""
+
+    def learn(self, task: Task) -> None:
+        return
+
+    def learn_failure(self, task: Task, had: int) -> None:
+        return
+
+
+class Clairvoyant(Peer):
     """Knows what each task will need."""
 
     def need(self, task: Task, failed: int = 0) -> int:
         return task.peak
 
-    def learn(self, task: Task) -> None:
-        pass
 
-
-class Preset:
+class Preset(Peer):
     """What the workflow asks for; after a failure twice that."""
 
     def need(self, task: Task, failed: int = 0) -> int:
         return 2 * failed or task.preset
 
-    def learn(self, task: Task) -> None:
-        pass
 
-
-class Percentile:
+class Percentile(Peer):
     """A share (0..1) of the peaks seen, interpolated; after a failure the largest seen, then twice that.
 
     The preset until one of the kind has ended. With 1.0: the largest seen.
@@ -77,7 +87,7 @@ class Percentile:
         insort(self._peaks[task.kind], task.peak)
 
 
-class Tovar:
+class Tovar(Peer):
     """The first allocation that would have wasted least over all tasks seen, were the largest seen the second one.
 
     Tovar et al., A Job Sizing Strategy for High-Throughput Scientific Workflows, IEEE TPDS 29 (2), 2018. A failed

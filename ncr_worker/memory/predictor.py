@@ -66,18 +66,19 @@ class Fit:
     """What a history says. `weights`: how much each observation counts, 1 by default."""
 
     def __init__(self, history: Sequence[Observation], weights: Sequence[float] | None = None) -> None:
-        exact = [not each.killed for each in history]
         seen = max((each.peak for each in history if not each.killed), default=0)
-        # How much more a killed one needed is unknown until one that needed as much has ended: twice, as its retry.
-        peaks = [max(each.peak * (2 if each.killed and each.peak > seen else 1), 1) for each in history]
+        told = [index for index, each in enumerate(history) if not each.killed or each.peak > seen]
+        weights = [1.0 if weights is None else weights[index] for index in told]
+        history = [history[index] for index in told]
+        # How much more a killed one needed is unknown until another that needed as much has ended: twice, as its retry.
+        peaks = [max(2 * each.peak if each.killed else each.peak, 1) for each in history]
         self.samples = len(history)
+        self.guesses = any(each.killed for each in history)
         self.largest = max(peaks, default=0)
         self._flat = self._best = None
         if len(history) > 1:
-            times = [max(each.seconds, 1e-3) for each in history]
-            if weights is not None:
-                times = [time * weight for time, weight in zip(times, weights, strict=True)]
-            found = curves([each.input_bytes for each in history], peaks, exact)
+            times = [max(each.seconds, 1e-3) * weight for each, weight in zip(history, weights, strict=True)]
+            found = curves([each.input_bytes for each in history], peaks, [not each.killed for each in history])
             choices = [_cheapest(curve, peaks, times) for curve in found]
             self._flat, self._best = choices[0], min(choices, key=lambda choice: choice.cost)
 
@@ -96,9 +97,11 @@ class Fit:
             found = Prediction(declared, "declared", 1.0, 0.0, 0, "as declared: no job of this kind has ended yet")
         return found if found.need > failed else self._again(failed)
 
-    def holds(self, seen: Observation) -> bool:
-        """Whether a job would have had enough."""
-        return not seen.killed and seen.peak <= self.predict(seen.input_bytes, 0).need
+    def outdated(self, news: int, last: Observation) -> bool:
+        """Whether a new fit is worth its time. `news`: observations since this one, of which `last` is the last."""
+        if self.guesses or last.killed or news * STALE > self.samples:
+            return True
+        return last.peak > self.predict(last.input_bytes, 0).need
 
     def _learned(self, choice: Choice, given: float) -> Prediction:
         need = int(choice.factor * choice.curve.at(given) * (1 + choice.margin)) + NOISE
@@ -137,7 +140,7 @@ class Predictor:
         self._known(kind, version).recent.append(observation)
         for known in self._kinds[kind].values():
             known.news += 1
-            if known.fit and (known.news * STALE > known.fit.samples or not known.fit.holds(observation)):
+            if known.fit and known.fit.outdated(known.news, observation):
                 known.fit = None
 
     def predict(self, kind: str, version: int, input_bytes: int | None, declared: int, failed: int = 0) -> Prediction:
