@@ -194,10 +194,9 @@ def places(need: int, at: Present) -> list[Place]:
 def _place(host: Host, need: int, at: Present) -> Place:
     figures = host.figures
     there = sorted((_must_end(job, at) for job in at.running if job.host == host.id), key=_by_end)
-    free = max(figures.budget - sum(one.bytes for one in there), 0)
-    slots = figures.slots - len(there)
-    room, ended = free, 0
-    while (slots + ended < 1 or need > room) and ended < len(there):
+    room = free = figures.budget - sum(one.bytes for one in there)  # below 0: one that was alone had more
+    slots, ended = figures.slots - len(there), 0
+    while (slots + ended < 1 or need > max(room, 0)) and ended < len(there):
         room += there[ended].bytes
         ended += 1
     never = host.state != "up" or need > figures.limit_bytes  # alone it may have more than the budget
@@ -207,7 +206,7 @@ def _place(host: Host, need: int, at: Present) -> Place:
         state=host.state,
         limit_bytes=figures.limit_bytes,
         budget_bytes=figures.budget,
-        free_bytes=free,
+        free_bytes=max(free, 0),
         free_slots=max(slots, 0),
         fits="never" if never else "later" if must_end else "now",
         must_end=must_end,
