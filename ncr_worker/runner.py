@@ -31,7 +31,6 @@ from ncr_worker.memory.domain import Domain, rss_anon
 from ncr_worker.memory.needs import Needs
 from ncr_worker.memory.peaks import StagePeak
 from ncr_worker.memory.slots import JobSlot, Slots
-from ncr_worker.memory.watch import end_descendants
 from ncr_worker.pipeline import Parcel, Pipeline, Stage
 from ncr_worker.run import ActiveRun, Connectors
 from ncr_worker.settings import Settings
@@ -72,7 +71,6 @@ class Runner:
                 self._run(ActiveRun(claim.job, pipeline, self.connectors, self.ledger.work, self.board, mine), claim)
             clean = True
         finally:
-            end_descendants(os.getpid())  # what the job has started and left behind is not in the next one's bill
             mine.leave(clean=clean)
 
     def _run(self, run: ActiveRun, claim: Claim) -> None:

@@ -151,6 +151,7 @@ class Client:
                 host["limit_bytes"],
                 host["used_bytes"],
                 host["reserved_bytes"],
+                host["observed_bytes"],
                 host["running_jobs"],
                 host["slots"],
             )

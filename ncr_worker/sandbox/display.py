@@ -55,12 +55,13 @@ class JobLine:
 
 @dataclass(frozen=True, slots=True)
 class HostLine:
-    """Memory of one worker host in bytes; `used` of its `slots` run a job."""
+    """Memory of one worker host in bytes, `observed` is what jobs use now; `used` of its `slots` run a job."""
 
     host: str
     limit: int
     others: int
     reserved: int
+    observed: int
     used: int
     slots: int
 
@@ -206,5 +207,6 @@ def _memory(host: HostLine) -> str:
 
 
 def _figures(host: HostLine) -> str:
-    limit, others, reserved = (f"{size / GIB:.1f}" for size in (host.limit, host.others, host.reserved))
-    return f"limit {limit} GiB, others {others}, reserved {reserved}, slots {host.used}/{host.slots}"
+    limit, others = f"{host.limit / GIB:.1f} GiB", f"{host.others / GIB:.1f}"
+    jobs = f"reserved {host.reserved / MIB:,.0f} MiB, in use {host.observed / MIB:,.0f}"
+    return f"limit {limit}, others {others}, {jobs}, slots {host.used}/{host.slots}"

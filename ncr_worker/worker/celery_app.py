@@ -21,6 +21,7 @@ from ncr_worker import logs
 from ncr_worker.app import App
 from ncr_worker.ledger import Picked
 from ncr_worker.memory.slots import Slots
+from ncr_worker.memory.watch import end_descendants
 from ncr_worker.metrics import CountedWork, Metrics
 from ncr_worker.runner import Runner
 from ncr_worker.settings import Settings, load_settings
@@ -100,7 +101,10 @@ def create_celery(settings: Settings | None = None) -> WorkerApp:
 def _add_task(app: WorkerApp, kind: str, most: int | None) -> None:
     @app.task(name=kind, shared=False)  # another app of this process has its own
     def run(job_id: str, token: int, slot: int) -> None:
-        app.child.runner.run(kind, job_id, token, slot)
+        try:
+            app.child.runner.run(kind, job_id, token, slot)
+        finally:
+            end_descendants(os.getpid())  # what the job has started and left behind is not in the next one's bill
         if app.child.results is not None:
             app.child.results.tell(job_id)
         app.child.recycling.after(kind, most)

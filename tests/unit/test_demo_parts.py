@@ -83,7 +83,7 @@ LINES = [
     JobLine(str(number), f"SKU-{number}", 100, status, 50.0, "a text that is too long for most terminals" * 3)
     for number, status in enumerate(STATUSES)
 ]
-SNAPSHOT = Snapshot(LINES, [HostLine("h1", 8 << 30, 1 << 30, 2 << 30, 2, 4)], 12.0)
+SNAPSHOT = Snapshot(LINES, [HostLine("h1", 8 << 30, 1 << 30, 2 << 30, 1 << 30, 2, 4)], 12.0)
 
 
 @pytest.mark.parametrize(("height", "width"), [(50, 200), (24, 80), (12, 60)])
@@ -114,6 +114,6 @@ def test_without_a_terminal_plain_lines_tell_the_counts_and_the_memory() -> None
         shown.show(Snapshot(LINES[:11], [], 15.0))
     assert file.getvalue().splitlines() == [
         "[ 12.0 s]  72 %: 12 pending, 1 processing, 1 uploading, 10 completed, 1 validation_failed",
-        "          memory of h1: limit 8.0 GiB, others 1.0, reserved 2.0, slots 2/4",
+        "          memory of h1: limit 8.0 GiB, others 1.0, reserved 2,048 MiB, in use 1,024, slots 2/4",
         "[ 15.0 s] 100 %: 10 completed, 1 validation_failed",
     ]
