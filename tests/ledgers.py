@@ -27,10 +27,11 @@ LEASE = 60.0
 _claimants = itertools.count(1)
 
 
-def shared_database(request: pytest.FixtureRequest, paths: pytest.TempPathFactory) -> Iterator[Database]:
-    """A migrated database of the kind `request.param`. For a fixture with the scope of a module."""
+@pytest.fixture(params=DATABASES, scope="module")
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    """A migrated database of each kind."""
     if request.param == "sqlite":
-        with opened(f"sqlite:///{paths.mktemp('ledger') / 'ncr.sqlite3'}") as database:
+        with opened(f"sqlite:///{tmp_path_factory.mktemp('ledger') / 'ncr.sqlite3'}") as database:
             yield database
         return
     server: SqlServer = request.getfixturevalue(request.param)
@@ -38,11 +39,6 @@ def shared_database(request: pytest.FixtureRequest, paths: pytest.TempPathFactor
     with opened(url) as database:
         yield database
     server.drop_database(url)
-
-
-@pytest.fixture(params=DATABASES, scope="module")
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    yield from shared_database(request, tmp_path_factory)
 
 
 @pytest.fixture

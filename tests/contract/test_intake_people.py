@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pytest
 from ledgers import (
-    DATABASES,
     alter,
     claim,
-    emptied,
     figures,
     holds,
     new_job,
     offer,
     pick_one,
-    shared_database,
     start,
     submit,
     waits,
@@ -34,23 +31,12 @@ from ncr_worker.ledger.pauses import Pause, Pauses, Scope
 from ncr_worker.memory.admission import Admission, Limits
 from ncr_worker.memory.drain import Asked
 from ncr_worker.pipeline import MIB
-from ncr_worker.sql import Database
 
 T = TypeVar("T")
 ONCE = Once("key-1", "f" * 64, "stored; no worker is up", 1_700_000_000.25)
 CRUEL = "a\0b\ud800c \N{CHAIR}"
 """NUL, and half a character, as broken JSON has it."""
 STORED = "a\N{REPLACEMENT CHARACTER}b?c \N{CHAIR}"
-
-
-@pytest.fixture(params=DATABASES, scope="module")
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    yield from shared_database(request, tmp_path_factory)
-
-
-@pytest.fixture
-def ledger(database: Database) -> Ledger:
-    return emptied(database)
 
 
 def interrupted(ledger: Ledger, **changes: Any) -> Job:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from ledgers import (
-    DATABASES,
     LEASE,
     alter,
     claim,
@@ -15,7 +13,6 @@ from ledgers import (
     figures,
     new_job,
     offer,
-    shared_database,
     start,
     submit,
     waits,
@@ -33,11 +30,6 @@ from ncr_worker.pipeline import MIB
 from ncr_worker.sql import Database
 
 OVERTAKE_LIMIT = 2
-
-
-@pytest.fixture(params=DATABASES, scope="module")
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    yield from shared_database(request, tmp_path_factory)
 
 
 @pytest.fixture

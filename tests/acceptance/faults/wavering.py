@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from faults.counter import Counter, CounterArgs
 from faults.gate import count
+from faults.large import HOST
 from ncr_worker.errors import Transient
 from ncr_worker.pipeline import MIB, Pipeline, Run, stage
 
@@ -15,7 +16,8 @@ def look(_run: Run, parcel: Counter) -> Counter:
     return parcel
 
 
-@stage(memory=lambda _parcel: 64 * MIB)
+# There is never so much beside another job.
+@stage(memory=lambda _parcel: HOST * 9 // 10)
 def grow(_run: Run, parcel: Counter) -> Counter:
     return parcel
 
