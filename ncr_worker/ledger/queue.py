@@ -162,12 +162,17 @@ class Queue:
         largest = connection.execute(select(func.max(host.c.limit_bytes))).scalar_one() or 0
         waited = now() - job.c.refused_since
         rows = connection.execute(
-            select(job.c.number, job.c.need, job.c.batch_id, waited.label("waited")).where(job.c.number.in_(numbers))
+            select(
+                job.c.number, job.c.need, job.c.batch_id, job.c.error_code, job.c.error, waited.label("waited")
+            ).where(job.c.number.in_(numbers))
         )
         for row in rows.all():
             if row.need > largest:
-                text = f"needs {row.need:,} bytes, the largest worker host has {largest:,}; add memory or split the job"
-                wind_up(connection, row.number, State.QUEUED, actor="feeder", code="never_fits", text=text)
+                code, text = "never_fits", f"needs {row.need:,} bytes"
+                if row.error_code == Reason.OUT_OF_MEMORY:  # then the need is but our guess
+                    code, text = row.error_code, f"{row.error}"
+                text += f"; the largest worker host has {largest:,} bytes; add memory or split the job"
+                wind_up(connection, row.number, State.QUEUED, actor="feeder", code=code, text=text)
             elif row.batch_id and row.waited > self.batch_timeout:
                 text = f"no host had {row.need:,} bytes free for {row.waited:.0f} s (BATCH_TIMEOUT)"
                 wind_up(connection, row.number, State.QUEUED, actor="feeder", code="memory_timeout", text=text)

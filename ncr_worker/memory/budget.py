@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 DANGER = 0.95  # of the limit: above it the kernel may soon choose a victim, so we do
+REACTION = 0.05  # seconds from a sample to the end of a process: what grows fast is ended that much earlier
 FASTEST = 2 << 30  # bytes a second that one core touches at most
 SOONEST, AT_EASE = 0.01, 0.5  # seconds between two samples
 
@@ -45,6 +46,7 @@ class Load:
     anonymous: int
     share: float
     charges: tuple[Charge, ...] = ()
+    rising: float = 0.0  # bytes a second by which `anonymous` grew up to now
     expected: int = 0  # what pool children will need for themselves that have not loaded all they use
 
     @cached_property
@@ -107,10 +109,10 @@ def doomed(load: Load, now: float) -> list[Charge]:
     """Who has to end at once, or the kernel would choose: those over their reservation first, whoever was told to
     leave among them, then others."""
     used, chosen = load.anonymous, []
+    danger = load.limit * DANGER
+    early = min(danger, load.limit - load.rising * REACTION)
     for charge in _cheapest_first(load.charges, now):
-        if used <= load.limit * DANGER:
-            break
-        if charge.observed:
+        if used > (early if charge.over else danger) and charge.observed:
             chosen.append(charge)
             used -= charge.observed
     return chosen

@@ -40,7 +40,7 @@ class Needs:
         if not self.learned:
             return Prediction(declared, "declared", 1.0, 0.0, 0, "as declared (MEMORY_PREDICTION=declared)")
         with self._lock:
-            return self._predictor(kind, stage).predict(kind, version, input_bytes, declared)
+            return self._predictor(kind, stage).predict(kind, version, _size(input_bytes, declared), declared)
 
     def _predictor(self, kind: str, stage: str | None) -> Predictor:
         known = self._known.setdefault((kind, stage), _Known(Predictor()))
@@ -53,7 +53,15 @@ class Needs:
                 return known.predictor
             if seen != known.seen:
                 known.seen, known.predictor = seen, Predictor()
+                sized = any(_size(one.input_bytes, one.declared) is not None for one in seen)
                 for one in seen:
-                    what = Observation(one.input_bytes, one.peak, one.seconds, one.killed)
-                    known.predictor.learn(one.kind, one.version, what)
+                    size = _size(one.input_bytes, one.declared)
+                    if size is not None or not sized:
+                        what = Observation(size, one.peak, one.seconds, one.killed)
+                        known.predictor.learn(one.kind, one.version, what)
         return known.predictor
+
+
+def _size(input_bytes: int | None, declared: int | None) -> int | None:
+    """What the need depends on: the input; where that is not known, what the pipeline says of each job."""
+    return declared if input_bytes is None else input_bytes

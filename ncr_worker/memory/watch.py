@@ -16,7 +16,7 @@ from ncr_worker.memory.slots import Order, Phase, Slots
 
 log = logging.getLogger(__name__)
 
-GRACE = 0.5  # seconds that a job gets to leave on its own when it uses more than it reserved
+GRACE = 2.0  # seconds that a job gets to leave on its own when it uses more than it reserved
 
 
 class Watch:
@@ -38,6 +38,7 @@ class Watch:
         self.child = 0
         """Bytes of a pool child that has loaded its libraries: as much is kept free for each that has not yet."""
         self._expected = 0
+        self._rising = self._read_at = 0.0
         self._stop = threading.Event()
         self._nudge = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
@@ -55,7 +56,7 @@ class Watch:
         """The host now: reservations as they are, use as last sampled."""
         reading = self._reading or self._read()
         charges = self._charges()
-        return Load(reading.limit, reading.source, reading.anonymous, self.share, charges, self._expected)
+        return Load(reading.limit, reading.source, reading.anonymous, self.share, charges, self._rising, self._expected)
 
     def expect(self) -> None:
         """A job is about to run: do not sleep through its first steps."""
@@ -64,13 +65,17 @@ class Watch:
 
     def look(self) -> Load:
         """Take a sample; tell jobs to leave, and end them, where that is needed."""
+        # The domain first: what grows in between is counted for the jobs, and not as others' and for ever.
+        reading, at = self._read(), time.monotonic()
+        if self._reading is not None:
+            self._rising = (reading.anonymous - self._reading.anonymous) / max(at - self._read_at, 1e-3)
+        self._reading, self._read_at = reading, at
         observed = {}
         for index in range(self.slots.count):
             slot = self.slots.read(index)
             if slot.phase is Phase.RUNNING:
                 observed[slot.token] = self.slots.sample(index)
         self._observed = observed
-        self._reading = self._read()
         self._expected = self._missing()
         load, now = self.load(), time.monotonic()
         self._forget({charge.token for charge in load.charges})
@@ -150,6 +155,8 @@ class Watch:
             self.slots.order(charge.index, Order.OUTGROWN if charge.over else Order.GIVE_BACK)
 
     def _run(self) -> None:
+        with suppress(PermissionError):  # it must not wait for those that it watches
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -10)
         while not self._stop.is_set():
             try:
                 self._interval = next_look(self.look(), self._cores)

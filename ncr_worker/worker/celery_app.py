@@ -116,8 +116,10 @@ def _die_with_parent(**_: Any) -> None:
 
 
 def _lead_a_group(**_: Any) -> None:
-    """So that all that its jobs have started can be found when it dies."""
+    """So that all that its jobs have started can be found when it dies. And should the kernel have to choose, then
+    one of these, never the worker itself."""
     os.setpgid(0, 0)
+    Path("/proc/self/oom_score_adj").write_text("500")
 
 
 def _configuration(settings: Settings) -> dict[str, Any]:

@@ -294,19 +294,6 @@ def is_over(pid: int) -> bool:
     return descriptor is None or has_ended(descriptor, close=True)
 
 
-def test_a_job_that_ends_takes_the_processes_with_it_that_it_has_started(
-    host: WorkerHost, children: Children, tmp_path: Path
-) -> None:
-    names = tmp_path / "names"
-    job_id = host.submit(need=10 * MIB)
-    fetch = step("fetch", breeding(names, lambda _run, _parcel: None))
-    feeder = started_with(host, children, pipeline(fetch, memory=10 * MIB))
-    until(feeder, lambda: state(host, job_id) is State.SUCCEEDED and is_idle(feeder))
-    child, orphan = pids_in(names)
-    assert eventually(lambda: is_over(child))
-    os.kill(orphan, 9)
-
-
 def test_a_child_that_dies_takes_all_of_its_group_with_it(host: WorkerHost, children: Children, tmp_path: Path) -> None:
     names = tmp_path / "names"
     job_id = host.submit(need=10 * MIB)
