@@ -93,7 +93,7 @@ def test_each_error_has_its_status_and_code(client: TestClient, name: str, statu
 
 def test_every_error_of_the_tree_that_reaches_the_edge_is_mapped() -> None:
     """The others belong to jobs, not to requests."""
-    of_jobs = {"StageError", "Cancelled", "GivenBack", "NeedsMemory", "ServiceDown", "LostOwnership"}
+    of_jobs = {"StageError", "OutOfMemory", "Cancelled", "GivenBack", "NeedsMemory", "ServiceDown", "LostOwnership"}
     errors = {each for each in _descendants(NcrError) if each.__module__ == NcrError.__module__}
     assert {each.__name__ for each in errors - problems.STATUS.keys()} == of_jobs
 
