@@ -20,7 +20,7 @@ export UV_SYSTEM_CERTS ?= 1
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast bench-delivery bench-submit storm demo sandbox check format lock clean
+.PHONY: help setup test test-fast bench-delivery bench-submit bench-memory storm demo sandbox check format lock clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
@@ -48,6 +48,10 @@ bench-delivery: setup ## Our deliveries beside the plain way and a shell pipelin
 
 bench-submit: setup ## How fast jobs are taken in, beside an API that calls Celery's delay (QUICK=1, ROUNDS=n, DB=postgresql)
 	PYTHONPATH=tests QUICK=$(QUICK) ROUNDS=$(ROUNDS) DB=$(DB) $(BIN)/python benchmarks/submit.py
+
+bench-memory: setup ## Jobs of unknown memory on a host of 4 GiB, beside Celery and Dask (root; QUICK=1, TRACES="a.csv.gz ...")
+	UV_PROJECT_ENVIRONMENT=$(VENV)/bench $(UV) sync --quiet --locked --only-group bench
+	PYTHONPATH=tests:tests/acceptance QUICK=$(QUICK) $(BIN)/python benchmarks/memory.py $(TRACES) --bench $(VENV)/bench/bin
 
 storm: setup ## 10,000 jobs on a host of 1 GiB, liars among them, while their processes are killed (root; QUICK=1: 500 jobs)
 	PYTHONPATH=tests:tests/acceptance QUICK=$(QUICK) $(BIN)/python benchmarks/storm.py

@@ -46,7 +46,7 @@ def read(path: Path, host_memory: int) -> Trace:
     rows = csv.DictReader(io.StringIO(text, newline=""))
     if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
         raise TraceError(f"{path}: no column {', '.join(missing)}; the first line must name {', '.join(COLUMNS)}")
-    tasks = []
+    tasks = list[Task]()
     for row in rows:
         try:
             task = _task(len(tasks), row)
