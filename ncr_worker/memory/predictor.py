@@ -12,7 +12,7 @@ import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain, islice, takewhile
 from operator import itemgetter
 
@@ -67,6 +67,7 @@ class Fit:
 
     def __init__(self, history: Sequence[Observation], weights: Sequence[float] | None = None) -> None:
         seen = max((each.peak for each in history if not each.killed), default=0)
+        self._seen = seen
         told = [index for index, each in enumerate(history) if not each.killed or each.peak > seen]
         weights = [1.0 if weights is None else weights[index] for index in told]
         history = [history[index] for index in told]
@@ -95,7 +96,7 @@ class Fit:
             found = Prediction(need, "largest", 1.0, FIRST, self.samples, why)
         else:
             found = Prediction(declared, "declared", 1.0, 0.0, 0, "as declared: no job of this kind has ended yet")
-        return found if found.need > failed else self._again(failed)
+        return self._again(failed, declared, found) if failed else found
 
     def outdated(self, news: int, last: Observation) -> bool:
         """Whether a new fit is worth its time. `news`: observations since this one, of which `last` is the last."""
@@ -109,12 +110,21 @@ class Fit:
         why = f"{choice.curve.name} that holds {quantile:.0%} of {self.samples} jobs, and {choice.margin:.1%}"
         return Prediction(need, choice.curve.name, quantile, choice.margin, self.samples, why)
 
-    def _again(self, failed: int) -> Prediction:
-        largest = self.largest + NOISE
-        if largest > failed:
-            why = f"{failed:,} bytes were too few: the largest peak of {self.samples} jobs"
-            return Prediction(largest, "largest", 1.0, 0.0, self.samples, why)
-        return Prediction(2 * failed, "doubled", 1.0, 1.0, self.samples, f"{failed:,} bytes were too few: twice that")
+    def _again(self, failed: int, declared: int, found: Prediction) -> Prediction:
+        """The least that gives hope."""
+        tries = [
+            found,
+            Prediction(self._seen + NOISE, "largest", 1.0, 0.0, self.samples, "the largest peak so far"),
+            Prediction(2 * failed, "doubled", 1.0, 1.0, self.samples, "twice that"),
+        ]
+        best = min((each for each in tries if each.need > failed), key=lambda each: each.need)
+        half_way = math.isqrt(failed * declared)
+        if best.base == "doubled" and failed > 2 * self._seen and half_way > best.need:
+            # Its predecessors were so small that they say nothing, and a job has few attempts.
+            best = replace(
+                best, need=half_way, base="declared", margin=0.0, why=f"half way to {declared:,} as declared"
+            )
+        return replace(best, why=f"{failed:,} bytes were too few: {best.why}")
 
 
 @dataclass(slots=True)
