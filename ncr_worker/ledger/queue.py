@@ -80,8 +80,11 @@ class Queue:
         ahead, self._ahead = self._ahead, None  # should this go wrong, the next pick looks again
         if fresh or ahead is None:
             picked, self._ahead = self.database.transact(lambda connection: self._pick(connection, offer))
-        elif self._plan(None, offer, ahead).round.taken:
-            picked, self._ahead = self.database.transact(lambda connection: self._pick_from(connection, offer, ahead))
+        elif (plan := self._plan(None, offer, ahead)).round.taken:
+            batches = any(waiting.batch_id for waiting in plan.round.taken)
+            picked, self._ahead = self.database.transact(
+                lambda connection: self._pick_from(connection, offer, ahead, None if batches else plan)
+            )
         else:
             picked, self._ahead = [], ahead
         return picked
@@ -99,9 +102,14 @@ class Queue:
         self._note_refused(connection, search)
         return picked, self._left(ahead, search)
 
-    def _pick_from(self, connection: Connection, offer: Offer, ahead: Ahead) -> tuple[list[Picked], Ahead]:
-        """Who was passed is written down at the next look: each write would cost as much as the pick."""
-        search = self._plan(connection, offer, ahead)
+    def _pick_from(
+        self, connection: Connection, offer: Offer, ahead: Ahead, plan: Search | None
+    ) -> tuple[list[Picked], Ahead]:
+        """Who was passed is written down at the next look: each write would cost as much as the pick.
+
+        `plan`: what to take, if that does not depend on how many of a batch are out.
+        """
+        search = plan or self._plan(connection, offer, ahead)
         picked = self._take(connection, search, offer, locked=False)
         self._passed.update(search.round.passed)
         for one in search.round.taken:

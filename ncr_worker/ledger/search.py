@@ -15,10 +15,9 @@ from ncr_worker.sql import now
 
 WINDOW = 100  # candidates read at once, and kept for the picks that follow
 _OUT = sorted(OUT)
-_CANDIDATE = (
-    *(job.c[name] for name in ("number", "kind", "need", "tenant", "priority", "batch_id", "passed")),
-    job.c.id.label("job_id"),
-    job.c.refused_since.is_not(None).label("refused"),
+_CANDIDATE = (  # in the order of the fields of Waiting
+    *(job.c.number, job.c.id, job.c.kind, job.c.need, job.c.tenant, job.c.priority, job.c.batch_id, job.c.passed),
+    job.c.refused_since.is_not(None),
 )
 
 
@@ -108,8 +107,7 @@ class Search:
             query = query.where(or_(job.c.batch_id.is_(None), job.c.batch_id.not_in(sorted(self._full))))
         if most is not None:
             query = query.where(job.c.need <= most, job.c.number.not_in(sorted(but)))
-        rows = self._execute(query).mappings().all()
-        return [Waiting(**{**row, "refused": bool(row["refused"])}) for row in rows]
+        return [Waiting(*tuple(row)) for row in self._execute(query)]
 
     def _room(self, batch_id: str) -> int:
         """Jobs that the batch may still have out. Its row is locked; none while another host picks from it."""

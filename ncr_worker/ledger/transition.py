@@ -210,7 +210,10 @@ def dispatch(connection: Connection, jobs: Sequence[Waiting], host: str, *, lock
 
 def remark(connection: Connection, numbers: Sequence[int], *, actor: str, note: str | None) -> None:
     """Write the present state of jobs into their audit trail."""
-    connection.execute(_REMARK, {"numbers": list(numbers), "actor": actor, "note": note})
+    if len(numbers) == 1:
+        connection.execute(_REMARK_ONE, {"number": numbers[0], "actor": actor, "note": note})
+    else:
+        connection.execute(_REMARK, {"numbers": list(numbers), "actor": actor, "note": note})
 
 
 # Built once: building a statement costs more than running it.
@@ -222,11 +225,11 @@ _DISPATCH = (
     .values(reserved=bindparam("job_need"), granted=bindparam("job_need"), dispatched_at=now())
     .values(reason=None, claimant=None, passed=0, refused_since=None)
 )
-_REMARK = insert(event).from_select(
-    ["job_number", "at", "state", "stage", "attempt", "actor", "reason"],
-    select(
-        *(job.c.number, now(), job.c.state, job.c.stage, job.c.attempt),
-        bindparam("actor", type_=event.c.actor.type),
-        bindparam("note", type_=event.c.reason.type),
-    ).where(job.c.number.in_(bindparam("numbers", expanding=True))),
+_SAID = select(
+    *(job.c.number, now(), job.c.state, job.c.stage, job.c.attempt),
+    bindparam("actor", type_=event.c.actor.type),
+    bindparam("note", type_=event.c.reason.type),
 )
+_SAYING = ["job_number", "at", "state", "stage", "attempt", "actor", "reason"]
+_REMARK = insert(event).from_select(_SAYING, _SAID.where(job.c.number.in_(bindparam("numbers", expanding=True))))
+_REMARK_ONE = insert(event).from_select(_SAYING, _SAID.where(job.c.number == bindparam("number")))

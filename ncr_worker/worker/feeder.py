@@ -26,6 +26,7 @@ from ncr_worker.worker.holding import STOP_GRACE, Held, Holding, Send
 log = logging.getLogger(__name__)
 
 POLL = 1.0  # seconds between two looks for work when nobody woke us
+LOOK = 3.0  # ... as long as work is left that was read ahead
 
 
 class Feeder:
@@ -115,7 +116,8 @@ class Feeder:
         self.holding.look_after_all(draining=self.draining)
         if now >= self._next_poll:
             self._pass_orders()
-            self.holding.room = self.holding.news = True
+            self.holding.room = True
+            self.holding.news |= now - self._looked >= LOOK
             self._next_poll = now + POLL
         if (self.holding.room or self.holding.news) and not self.draining:
             self._feed()
