@@ -20,7 +20,7 @@ export UV_SYSTEM_CERTS ?= 1
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast bench-delivery bench-submit bench-memory storm demo sandbox check format lock clean
+.PHONY: help setup test test-fast mutate bench-delivery bench-submit bench-memory storm demo sandbox check format lock clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
@@ -40,6 +40,9 @@ test: setup ## Run every test, on real servers (ARGS="-k name" is passed to pyte
 
 test-fast: setup ## Run the unit tests only: seconds, no servers
 	$(BIN)/pytest tests/unit $(ARGS)
+
+mutate: setup ## Change the code that decides what runs, one place at a time: do tests notice? (ARGS=--all: every place, hours)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/mutate.py $(ARGS)
 
 bench-delivery: setup ## Our deliveries beside the plain way and a shell pipeline (QUICK=1: a small run)
 	benchmarks/install-tools.sh
@@ -79,7 +82,7 @@ lock: | $(UV) ## Update uv.lock for pyproject.toml, and all that is generated: r
 	$(call settings_table) > docs/settings.md
 
 clean: ## Remove all that these targets made, .venv included
-	rm -rf $(VENV) .sandbox .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) .sandbox mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 requirements = $(UV) export --quiet --locked --no-dev --no-emit-project --no-header

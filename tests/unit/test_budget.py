@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,6 +49,11 @@ def test_a_job_that_uses_more_than_it_reserved_is_charged_what_it_uses() -> None
     host = load(charge(1, 100, 300), charge(2, 100, 40), others=200)
     assert (host.observed, host.others, host.budget) == (340 * MIB, 200 * MIB, 600 * MIB)
     assert (host.charged, host.free) == (400 * MIB, 200 * MIB)
+
+
+def test_what_pool_children_will_need_for_themselves_is_kept_free_like_what_others_use() -> None:
+    host = Load(1000 * MIB, "host", 100 * MIB, 0.8, expected=150 * MIB)
+    assert (host.others, host.budget) == (250 * MIB, 550 * MIB)
 
 
 def test_what_two_jobs_share_is_counted_for_both_and_makes_others_no_less_than_nothing() -> None:
@@ -205,6 +211,16 @@ def test_when_only_others_have_grown_the_cheapest_job_ends_for_them() -> None:
 
 def test_who_uses_nothing_is_not_ended_it_would_free_nothing() -> None:
     assert tokens(doomed(load(charge(1, 1, 0), charge(2, 100, 50), others=940), NOW)) == [2]
+
+
+@pytest.mark.parametrize(("rising", "ended"), [(0, []), (1900, []), (2100, [1]), (-9000, [])])
+def test_where_memory_fills_fast_who_uses_more_than_reserved_is_ended_earlier(rising: int, ended: list[int]) -> None:
+    host = replace(load(charge(1, 100, 500), charge(2, 400, 400)), rising=rising * MIB)
+    assert tokens(doomed(host, NOW)) == ended
+
+
+def test_who_keeps_to_its_word_is_not_ended_earlier_however_fast_memory_fills() -> None:
+    assert doomed(replace(load(charge(1, 500, 500), charge(2, 400, 400)), rising=9000 * MIB), NOW) == []
 
 
 # --- the next look ------------------------------------------------------------------------------------

@@ -78,3 +78,4 @@ def test_terminal_is_what_the_set_says(state: State) -> None:
 def test_log_context_names_the_job() -> None:
     context = a_job(id="j7", ref="A-7", attempt=2).log_context()
     assert context == {"job_id": "j7", "kind": "deliver", "ref": "A-7", "attempt": 2}
+    assert a_job(request_id="r-1").log_context()["request_id"] == "r-1"
