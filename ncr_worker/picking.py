@@ -1,6 +1,7 @@
 """Which of the waiting jobs start now on a host: the policy alone. Pure: no I/O, no clock.
 
-Fair share between tenants (least byte-seconds used first), then priority, then age. A job that does not fit is
+Urgent jobs first (priority below 0: the service's own). Then fair share between tenants (least byte-seconds used
+first), then priority, then age. A job that does not fit is
 passed by at most `overtake_limit` others; then nothing more starts until it does.
 """
 
@@ -97,16 +98,19 @@ class Turns:
         self._used = level(used, self._lines, credit)
 
     def __iter__(self) -> Iterator[Waiting]:
-        heap = [(self._used[tenant], _age(line[0]), tenant) for tenant, line in self._lines.items()]
+        heap = [(self._turn(tenant, line[0]), tenant) for tenant, line in self._lines.items()]
         heapq.heapify(heap)
         while heap:
-            tenant = heap[0][2]
+            tenant = heap[0][1]
             line = self._lines[tenant]
             yield line.popleft()
             if line:
-                heapq.heapreplace(heap, (self._used[tenant], _age(line[0]), tenant))
+                heapq.heapreplace(heap, (self._turn(tenant, line[0]), tenant))
             else:
                 heapq.heappop(heap)
+
+    def _turn(self, tenant: str, first: Waiting) -> tuple[int, float, tuple[int, int]]:
+        return min(first.priority, 0), self._used[tenant], _age(first)
 
     def charge(self, job: Waiting) -> None:
         self._used[job.tenant] += job.need * TYPICAL

@@ -99,7 +99,7 @@ class Runner:
                 self.ledger.work.enter(run.job, stage.name, done=done, input_bytes=parcel.size)
             declared = run.pipeline.need(stage, parcel)
             need = self.needs.predict(run.job.kind, run.job.version, stage.name, parcel.size, declared).need
-            if stage.name == run.job.stage and run.job.need > (run.job.predicted or 0):
+            if stage.name == claim.stopped_at and run.job.need > (run.job.predicted or 0):
                 need = max(need, run.job.need)  # it stopped here, for want of so much
             if need > run.slot.reserved * LITTLE:
                 if not run.slot.ask(need):

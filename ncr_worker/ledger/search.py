@@ -48,7 +48,7 @@ class Search:
         self._full |= {str(batch_id) for batch_id in self._execute(_full_batches()).scalars()}
         tenants = self._tenants()
         used = self._share(tenants, spent)
-        tenants.sort(key=lambda tenant: used[tenant])
+        tenants.sort(key=lambda tenant: (tenant != "", used[tenant]))  # nobody's are the service's own: maybe urgent
         jobs: list[Waiting] = []
         each = max(WINDOW // max(len(tenants), 1), self.round.room.slots)
         whole = not self._full

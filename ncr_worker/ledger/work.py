@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, case, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ncr_worker.errors import Cancelled, GivenBack, LostOwnership
@@ -29,8 +29,11 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
+    """`stopped_at`: the stage in which an earlier run left the job."""
+
     job: Job
     checkpoints: tuple[Checkpoint, ...]
+    stopped_at: str | None = field(default=None, compare=False)
 
 
 class Work:
@@ -41,7 +44,12 @@ class Work:
         """Take a dispatched job, counting the attempt; None when the message is stale or a duplicate."""
         mine = (job.c.id == job_id, job.c.token == token)
 
+        # From here on it is shown at its first stage, until it is known where it goes on: a status never goes back.
+        # Unless all that is left to do is to clean up.
+        stage = case((job.c.attempt >= job.c.max_attempts, func.coalesce(job.c.stage, first_stage)), else_=first_stage)
+
         def work(connection: Connection) -> Claim | None:
+            stopped_at = connection.execute(select(job.c.stage).where(*mine)).scalar_one_or_none()
             taken = connection.execute(
                 update(job)
                 .where(*mine, job.c.state == State.DISPATCHED)
@@ -51,7 +59,7 @@ class Work:
                     attempt=job.c.attempt + 1,
                     claimant=claimant,
                     started_at=now(),
-                    stage=func.coalesce(job.c.stage, first_stage),
+                    stage=stage,
                 )
             ).rowcount
             row = connection.execute(select(*JOB_COLUMNS, job.c.claimant).where(*mine)).mappings().one_or_none()
@@ -63,7 +71,9 @@ class Work:
             rows = connection.execute(
                 select(checkpoint).where(checkpoint.c.job_number == row["number"]).order_by(checkpoint.c.position)
             )
-            return Claim(to_job(row), tuple(Checkpoint(r.position, r.stage, r.host, r.parcel) for r in rows))
+            return Claim(
+                to_job(row), tuple(Checkpoint(r.position, r.stage, r.host, r.parcel) for r in rows), stopped_at
+            )
 
         return self.database.transact(work)
 

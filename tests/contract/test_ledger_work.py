@@ -168,7 +168,7 @@ def test_a_later_attempt_gets_every_checkpoint_in_order(ledger: Ledger) -> None:
     ledger.work.enter(job, "pack", done=FETCHED)
     ledger.work.give_back(job, reason=Reason.GIVEN_BACK)
     again, checkpoints = reclaim(ledger)
-    assert again.stage == "pack"
+    assert again.stage == "plan", "shown so until it is known where it goes on"
     assert checkpoints == (PLANNED, FETCHED)
 
 

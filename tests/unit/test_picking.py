@@ -152,9 +152,14 @@ def test_within_a_tenant_the_smallest_priority_first_then_the_oldest() -> None:
 
 
 def test_who_has_used_less_goes_first_whatever_the_priority() -> None:
-    ann, bob = job(tenant="ann", priority=-9), job(tenant="bob")
+    ann, bob = job(tenant="ann"), job(tenant="bob", priority=9)
     assert turns([ann, bob], {"ann": 2.0, "bob": 1.0}) == [bob, ann]
     assert turns([ann, bob], {"ann": 1.0}) == [bob, ann], "a newcomer has used nothing"
+
+
+def test_urgent_jobs_go_before_every_turn() -> None:
+    ann, bob, service = job(tenant="ann"), job(tenant="bob"), job(tenant="", priority=-10)
+    assert turns([ann, bob, service], {"ann": 1.0, "": 9.0}) == [service, bob, ann]
 
 
 def test_who_has_used_the_same_goes_by_priority_and_age() -> None:

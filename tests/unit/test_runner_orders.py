@@ -132,7 +132,7 @@ def test_a_stage_that_needs_more_yields_with_its_need_and_costs_no_attempt(host:
     job = host.run(kind)
     assert (job.state, job.attempt) == (State.SUCCEEDED, 1)
     running = [event.stage for event in host.ledger.reads.events(job.id) if event.state == "running"]
-    assert running == ["plan", "pack", "pack"]
+    assert running == ["plan", "pack", "plan", "pack"], "shown at its first stage until it is known where it goes on"
 
 
 def test_a_stage_that_needs_less_lowers_the_charge(host: WorkerHost) -> None:
