@@ -32,10 +32,10 @@ from ncr_worker.pipeline import GIB
 
 LIMIT = 4 * GIB
 SLOTS = 8
-MOST = LIMIT * 9 // 10  # bytes that a kind may ask for
+MOST = LIMIT * 6 // 10  # bytes that a kind may ask for: more than a host can spend is not taken in
 HOST = 128 * 10**9  # bytes of the hosts that the traces are of
 SYNTHETIC = 1000  # tasks
-FULL, QUICK = (5, 120), (1, 60)  # seeds, jobs
+FULL, QUICK = (5, 80), (1, 40)  # seeds, jobs
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from memory_group import MemoryGroup
 
 STALL = 20.0  # seconds without a job done after which what is left counts as lost
+CALM = 1.0  # ... after which it is asked whether there is anything left to do
 SETTLE = 1.0  # seconds in which a job that is done twice shows up
 
 
@@ -29,11 +30,11 @@ class Outcome:
 
 
 class Meter:
-    """Sums what is used and reserved over time, while entered. Bytes, byte-seconds."""
+    """Sums over time, while entered, what is `used` and `reserved`: byte-seconds. `looks`: at both, in bytes."""
 
-    def __init__(self, used: Callable[[], int], reserved: Callable[[], int]) -> None:
+    def __init__(self, *looks: Callable[[], int]) -> None:
         self.used = self.reserved = 0.0
-        self._looks = used, reserved
+        self._looks = looks
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="meter")
 
@@ -48,7 +49,8 @@ class Meter:
     def _run(self) -> None:
         last = time.monotonic()
         while not self._over.wait(0.1):
-            now, (used, reserved) = time.monotonic(), (look() for look in self._looks)
+            used, reserved = (look() for look in self._looks)
+            now = time.monotonic()
             self.used += used * (now - last)
             self.reserved += reserved * (now - last)
             last = now
@@ -70,30 +72,31 @@ Say = Callable[[int], None]
 
 
 def follow(course: Course, count: int, say: Say) -> Outcome:
-    """Submit, and watch until all is done or nothing goes on."""
+    """Submit, and watch until all is done or nothing goes on. What is used after the last job counts no more."""
     kills, began = course.group.kernel_kills, time.monotonic()
-    latest, known = began, 0
+    known, used, reserved = 0, 0.0, 0.0
     with Meter(lambda: course.group.anonymous, course.reserved or (lambda: course.group.limit)) as meter:
         course.submit()
-        while known < count and time.monotonic() - max(latest, began) < STALL:
-            over = course.over()  # asked first: what was done until then is in the file
+        last = time.monotonic()
+        while known < count and (idle := time.monotonic() - last) < STALL:
+            over = idle > CALM and course.over()  # asked first: what was done until then is in the file
             done = len(_done(course.effects))
             if done > known:
-                known, latest = done, time.monotonic()
+                known, last, used, reserved = done, time.monotonic(), meter.used, meter.reserved
                 say(known)
-            if over:
+            elif over:
                 break
             time.sleep(0.02)
-    if known == count:
-        time.sleep(SETTLE)
-    done_by = _done(course.effects)
+        if known == count:
+            time.sleep(SETTLE)
+    times = _done(course.effects)
     return Outcome(
-        seconds=latest - began,
+        seconds=last - began if known else 0.0,
         kernel_kills=course.group.kernel_kills - kills,
-        lost=count - len(done_by),
-        duplicated=sum(times > 1 for times in done_by.values()),
-        reserved=meter.reserved,
-        used=meter.used,
+        lost=count - len(times),
+        duplicated=sum(often > 1 for often in times.values()),
+        reserved=reserved,
+        used=used,
     )
 
 

@@ -13,7 +13,7 @@ from memory_trace import Task, Trace
 from memory_work import MIB, TABLE, Work
 
 SMALLER = 20  # times less memory than in the trace
-SHORTEST, LONGEST, MEAN = 0.2, 5.0, 0.75  # seconds
+SHORTEST, LONGEST, MEAN = 0.2, 5.0, 1.25  # seconds; touching 1 GiB alone takes a core a quarter of one
 KINDS = 8  # of a trace, in one mix
 TABLES = 10  # one job of so many parses CSV
 TABLE_BYTES = (MIB // 2, 6 * MIB)
@@ -68,7 +68,7 @@ def _table(number: int, dice: random.Random, ratio: float) -> Work:
 
 def _replayed(number: int, trace: str, task: Task, most: int) -> Work:
     kind = re.sub(r"\W+", "_", f"{trace}_{task.kind}").lower()
-    peak, declared = max(task.peak // SMALLER, MIB), min(task.preset // SMALLER, most)
+    peak, declared = max(task.peak // SMALLER, MIB), min(max(task.preset // SMALLER, MIB), most)
     return Work(number, kind, task.input_bytes, peak, task.seconds, declared)
 
 

@@ -108,6 +108,7 @@ def course(effects: Path, submit: Callable[[], Any], over: Callable[[], bool] = 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_course, "SETTLE", 0.0)
+    monkeypatch.setattr(memory_course, "CALM", 0.0)
 
 
 def test_what_is_done_twice_or_never_is_counted(tmp_path: Path) -> None:
