@@ -61,7 +61,7 @@ class App:
         self.history = History(self.database)
         self.pauses = Pauses(self.database)
         limits = Limits(settings.max_backlog, settings.admission_max_wait)
-        self.admission = Admission(self.ledger, self.history, self.pauses, limits)
+        self.admission = Admission(self.ledger, self.pauses, limits)
         self.needs = Needs(self.database, learned=settings.memory_prediction == "learned")
         self.connectors = Connectors(settings.model_copy(update={"db_patience": patience}))
         self._announcer = Announcer(self.board)

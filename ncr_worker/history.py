@@ -10,12 +10,8 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, case, false, fun
 
 from ncr_worker.errors import NotFound
 from ncr_worker.job import OUT, Job, State
-from ncr_worker.ledger.tables import JOB_COLUMNS, batch, job, observation, to_job
-from ncr_worker.memory.drain import Work
+from ncr_worker.ledger.tables import JOB_COLUMNS, batch, job, to_job
 from ncr_worker.sql import Database, now
-
-NEWEST = 50
-"""Runs of a kind that tell how long one takes now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,41 +149,10 @@ class History:
         query = select(func.count()).select_from(job).where(job.c.state == State.QUEUED)
         return self.database.read(lambda connection: connection.execute(query).scalar_one())
 
-    def work(self) -> list[Work]:
-        """All that waits or runs."""
-        waits = (job.c.state == State.QUEUED).label("waits")
-        query = (
-            select(job.c.kind, job.c.tenant, waits, func.count(), func.sum(job.c.need))
-            .where(job.c.state.in_(sorted({State.QUEUED, *OUT})))
-            .group_by(job.c.kind, job.c.tenant, waits)
-        )
-        rows = self.database.read(lambda connection: connection.execute(query).all())
-        return [Work(kind, tenant, bool(queued), jobs, int(need)) for kind, tenant, queued, jobs, need in rows]
-
-    def ahead(self, waiting: Job) -> list[Work]:
-        """What is due and comes before a queued job in its user's line."""
-        first = or_(
-            job.c.priority < waiting.priority,
-            and_(job.c.priority == waiting.priority, job.c.number < waiting.number),
-        )
-        line = (job.c.state == State.QUEUED, job.c.tenant == waiting.tenant, job.c.next_run_at <= now(), first)
-        query = select(job.c.kind, func.count(), func.sum(job.c.need)).where(*line).group_by(job.c.kind)
-        rows = self.database.read(lambda connection: connection.execute(query).all())
-        return [Work(kind, waiting.tenant, True, jobs, int(need)) for kind, jobs, need in rows]
-
     def held_up_by(self, limit: int) -> str | None:
         """A job that waits for memory and was passed so often that nothing starts before it; its id."""
         query = select(job.c.id).where(job.c.state == State.QUEUED, job.c.passed >= limit, job.c.next_run_at <= now())
         return self.database.read(lambda connection: connection.execute(query.limit(1)).scalar_one_or_none())
-
-    def seconds(self, kinds: Collection[str]) -> dict[str, float]:
-        """Mean duration of the newest runs of each kind; without kinds that have had none."""
-
-        def work(connection: Connection) -> dict[str, float]:
-            means = {kind: connection.execute(_mean_of_newest(kind)).scalar_one() for kind in kinds}
-            return {kind: float(mean) for kind, mean in means.items() if mean is not None}
-
-        return self.database.read(work)
 
     def counts(self) -> dict[tuple[str, State], int]:
         """(kind, state) -> jobs that the ledger holds."""
@@ -211,12 +176,6 @@ class History:
     def _lines(self, query: Select[Any]) -> list[Line]:
         rows = self.database.read(lambda connection: connection.execute(query).mappings().all())
         return [Line(**{**row, "state": State(row["state"])}) for row in rows]
-
-
-def _mean_of_newest(kind: str) -> Select[Any]:
-    of_kind = (observation.c.kind == kind, observation.c.stage.is_(None))
-    newest = select(observation.c.seconds).where(*of_kind).order_by(observation.c.id.desc()).limit(NEWEST).subquery()
-    return select(func.avg(newest.c.seconds))
 
 
 def _where(wanted: Wanted) -> list[ColumnElement[bool]]:

@@ -14,10 +14,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from ncr_worker.errors import Busy, NeverFits
-from ncr_worker.history import History
 from ncr_worker.ledger import Host, Ledger
 from ncr_worker.ledger.pauses import Pause, Pauses, Scope
 from ncr_worker.memory.drain import Drain, Sized, about
+from ncr_worker.memory.workload import Workload
 
 FRESH = 0.5
 """Seconds for which what was read of the ledger serves further submits: it would cost more than the submit."""
@@ -83,9 +83,9 @@ class Refused:
 class Admission:
     """Safe to share between threads."""
 
-    def __init__(self, ledger: Ledger, history: History, pauses: Pauses, limits: Limits) -> None:
+    def __init__(self, ledger: Ledger, pauses: Pauses, limits: Limits) -> None:
         self.ledger = ledger
-        self.history = history
+        self.workload = Workload(ledger.database)
         self.pauses = pauses
         self.limits = limits
         self._scene: Scene | None = None
@@ -130,8 +130,8 @@ class Admission:
             if scene is None and self._scene is not None:
                 return self._scene  # that was being read
             began = time.monotonic()
-            hosts, pauses, works = tuple(self.ledger.hosts.live()), tuple(self.pauses.active()), self.history.work()
-            drain = Drain.of(works, hosts, self.history.seconds({work.kind for work in works}))
+            hosts, pauses, works = tuple(self.ledger.hosts.live()), tuple(self.pauses.active()), self.workload.now()
+            drain = Drain.of(works, hosts, self.workload.seconds({work.kind for work in works}))
             queued, now = sum(work.jobs for work in works if work.waits), time.monotonic()
             self._scene = scene = Scene(hosts, pauses, queued, drain, now, now - began)
             return scene

@@ -62,6 +62,8 @@ class Drain:
         empty = cls([host for host in hosts if host.state == "up"], seconds, {})
         costs: dict[str, float] = defaultdict(float)
         for work in works:
+            if not work.jobs:  # rounded down, in a sample
+                continue
             left = work.jobs if work.waits else HALF * work.jobs
             costs[work.tenant] += empty.cost(work.kind, left, work.need // work.jobs)
         return replace(empty, costs=dict(costs))

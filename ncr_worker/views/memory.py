@@ -118,7 +118,7 @@ class MemoryLook:
         asked = Asked(kind, self.need_of(self.pipelines[kind]) if need is None else need, user)
         verdict = self.admission.explain(asked)
         scene, limits = self.admission.look(), self.admission.limits
-        seconds = self.history.seconds([kind]).get(kind)
+        seconds = self.admission.workload.seconds([kind]).get(kind)
         return AdmissionExplanation(
             accepting_jobs=verdict.accepting,
             code=verdict.code or None,
@@ -145,7 +145,7 @@ class MemoryLook:
         situation = Situation(
             job=job,
             present=self._present(),
-            ahead=self.history.ahead(job),
+            ahead=self.admission.workload.ahead(job),
             batch=self.history.batch(job.batch_id) if job.batch_id else None,
             held_by=None if held_by == job.id else held_by,
             noted=self.ledger.reads.events(job.id)[-1].reason,

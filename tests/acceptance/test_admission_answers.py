@@ -207,13 +207,13 @@ def test_the_time_to_come_back_is_honest(at_work: Site) -> None:
 
 def come_back(at_work: Site, number: int) -> tuple[int, float, float]:
     """Seconds that a refused user was told to wait, and had to; how much longer jobs took meanwhile."""
-    usual = at_work.app.history.seconds(["storm"])["storm"]
+    usual = at_work.app.admission.workload.seconds(["storm"])["storm"]
     with at_work.busy(160, "ann"):
         began, refused = time.monotonic(), at_work.post(number)
         while at_work.post(number).status_code != 202:
             time.sleep(0.5)  # as a client that asks again, and leaves the machine to the workers
         took = time.monotonic() - began
-    drift = at_work.app.history.seconds(["storm"])["storm"] / usual
+    drift = at_work.app.admission.workload.seconds(["storm"])["storm"] / usual
     return int(refused.headers["Retry-After"]), took, drift
 
 

@@ -282,7 +282,7 @@ ASKED = Asked("deliver", MIB, "ann")
 
 
 def admission(ledger: Ledger, *, max_backlog: int) -> Admission:
-    return Admission(ledger, History(ledger.database), Pauses(ledger.database), Limits(max_backlog))
+    return Admission(ledger, Pauses(ledger.database), Limits(max_backlog))
 
 
 def test_a_full_backlog_takes_nothing_in_until_some_have_run(ledger: Ledger) -> None:
