@@ -22,6 +22,7 @@ from ncr_worker.sandbox.process import LOOPBACK, ServerProcess, accepts, free_po
 from ncr_worker.sandbox.valkey import Valkey
 
 HERE = Path(__file__).parent
+PROCESS = 64 * MIB  # what a Celery process takes by itself
 ORACLE = 8 * MIB  # what a pool child takes besides the pages that the job touches
 
 
@@ -113,8 +114,8 @@ def celery(
 
 
 def celery_worst_case(scene: Scene, jobs: Sequence[Work], folder: Path, say: Say) -> Outcome:
-    """As many at a time as fit if all were as large as the largest."""
-    fit = scene.limit // max(job.peak for job in jobs)
+    """As many processes, and the one above them, as fit if every job were as large as the largest."""
+    fit = (scene.limit - PROCESS) // (max(job.peak for job in jobs) + PROCESS)
     return celery(scene, jobs, folder, say, concurrency=min(max(fit, 1), scene.slots))
 
 
