@@ -82,7 +82,7 @@ class Drain:
     def cost(self, kind: str, jobs: float, need: int) -> float:
         """Seconds for which `jobs` runs of `need` bytes keep all hosts busy; 0 where nobody knows it.
 
-        Added up over kinds it is too much by a half at most, where what is short is memory for one, slots for another.
+        Added up over kinds it may be twice too much, where one is short of memory and another of slots.
         """
         return jobs * self.seconds.get(kind, 0.0) / max(self.places(need), 1)
 
