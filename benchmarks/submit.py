@@ -48,7 +48,7 @@ class Scale:
     rounds: int
 
 
-FULL = Scale(singles=1000, batches=10, down=500, rounds=3)
+FULL = Scale(singles=1000, batches=20, down=500, rounds=3)
 QUICK = Scale(singles=300, batches=6, down=100, rounds=1)
 
 

@@ -63,6 +63,7 @@ class App:
         limits = Limits(settings.max_backlog, settings.admission_max_wait)
         self.admission = Admission(self.ledger, self.pauses, limits)
         self.needs = Needs(self.database, learned=settings.memory_prediction == "learned")
+        self.ledger.queue.foresee = self.needs.foresee
         self.connectors = Connectors(settings.model_copy(update={"db_patience": patience}))
         self._announcer = Announcer(self.board)
         self._single = GroupCommit(self.ledger)
@@ -249,6 +250,7 @@ class App:
             tenant=args.tenant,
             args=args.model_dump(mode="json"),
             need=self._need(pipeline, args),
+            declared=pipeline.declared(args),
             input_bytes=args.size,
             max_attempts=pipeline.attempts,
             batch_id=batch.id if batch else None,

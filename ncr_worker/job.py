@@ -117,6 +117,8 @@ class Job:
 class NewJob:
     """A job as it is submitted. `need` is the memory to reserve for its first stage, in bytes.
 
+    `declared`: what its pipeline says that it needs, if `need` is not that very figure.
+
     `priority`: the smallest goes first, as with nice(1).
 
     `exclusive_key`: no two unfinished jobs may hold the same key; the second submit is a Conflict.
@@ -129,6 +131,7 @@ class NewJob:
     tenant: str
     args: Mapping[str, Any]
     need: int
+    declared: int | None = None
     batch_id: str | None = None
     priority: int = 0
     input_bytes: int | None = None

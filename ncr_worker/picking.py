@@ -29,6 +29,7 @@ class Waiting:
     batch_id: str | None = None
     passed: int = 0
     refused: bool = False  # so far for want of memory alone
+    stored: int = 0  # bytes that were needed as it was last written down
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, func, select, update
 
 from ncr_worker.job import Reason, State
 from ncr_worker.ledger.pauses import work_paused
-from ncr_worker.ledger.search import WINDOW, Ahead, Search
+from ncr_worker.ledger.search import WINDOW, Ahead, Foresee, Search
 from ncr_worker.ledger.tables import host, job
 from ncr_worker.ledger.transition import dispatch, wind_up
 from ncr_worker.picking import Room, Round
@@ -59,6 +59,7 @@ class Queue:
         self.database = database
         self.overtake_limit = overtake_limit
         self.batch_timeout = batch_timeout
+        self.foresee: Foresee | None = None
         self._ahead: Ahead | None = None
         self._spent: dict[str, float] = {}  # by tenants since the last look
         self._passed: Counter[int] = Counter()  # since the last look
@@ -93,7 +94,8 @@ class Queue:
         if connection.execute(select(work_paused())).scalar_one():
             return [], None
         self._tell_passed(connection, self._passed)
-        ahead = Search(connection, Round(offer.room, self.overtake_limit), offer.kinds).look(self._spent)
+        round_ = Round(offer.room, self.overtake_limit)
+        ahead = Search(connection, round_, offer.kinds, self.foresee).look(self._spent)
         self._passed, self._spent = Counter(), {}  # a commit that fails loses at most a second of it
         search = self._plan(connection, offer, ahead)
         search.go_deeper(ahead)
@@ -118,7 +120,7 @@ class Queue:
 
     def _plan(self, connection: Connection | None, offer: Offer, ahead: Ahead) -> Search:
         """Without a connection: as if no batch were full."""
-        search = Search(connection, Round(offer.room, self.overtake_limit), offer.kinds)
+        search = Search(connection, Round(offer.room, self.overtake_limit), offer.kinds, self.foresee)
         used = {name: ahead.used.get(name, 0.0) + self._spent.get(name, 0.0) for name in ahead.tenants}
         search.go_through(ahead.jobs, {name: amount + offer.running.get(name, 0.0) for name, amount in used.items()})
         return search
@@ -163,24 +165,25 @@ class Queue:
             values = {"reason": Reason.NO_MEMORY.value, "refused_since": now()}
             connection.execute(update(job).where(job.c.number.in_(fresh)).values(**values))
         if numbers := sorted(waiting.keys() - spared):
-            self._fail_hopeless(connection, numbers)
+            self._fail_hopeless(connection, {number: waiting[number].need for number in numbers})
 
-    def _fail_hopeless(self, connection: Connection, numbers: list[int]) -> None:
-        """Jobs that no host can ever hold, and batch jobs refused for longer than their batch waits."""
+    def _fail_hopeless(self, connection: Connection, needs: Mapping[int, int]) -> None:
+        """Jobs that no host can ever hold, and batch jobs refused for longer than their batch waits.
+
+        `needs`: number -> bytes.
+        """
         largest = connection.execute(select(func.max(host.c.limit_bytes))).scalar_one() or 0
         waited = now() - job.c.refused_since
-        rows = connection.execute(
-            select(
-                job.c.number, job.c.need, job.c.batch_id, job.c.error_code, job.c.error, waited.label("waited")
-            ).where(job.c.number.in_(numbers))
-        )
+        columns = (job.c.number, job.c.batch_id, job.c.error_code, job.c.error, waited.label("waited"))
+        rows = connection.execute(select(*columns).where(job.c.number.in_(sorted(needs))))
         for row in rows.all():
-            if row.need > largest:
-                code, text = "never_fits", f"needs {row.need:,} bytes"
+            need = needs[row.number]
+            if need > largest:
+                code, text = "never_fits", f"needs {need:,} bytes"
                 if row.error_code == Reason.OUT_OF_MEMORY:  # then the need is but our guess
                     code, text = row.error_code, f"{row.error}"
                 text += f"; the largest worker host has {largest:,} bytes; add memory or split the job"
                 wind_up(connection, row.number, State.QUEUED, actor="feeder", code=code, text=text)
             elif row.batch_id and row.waited > self.batch_timeout:
-                text = f"no host had {row.need:,} bytes free for {row.waited:.0f} s (BATCH_TIMEOUT)"
+                text = f"no host had {need:,} bytes free for {row.waited:.0f} s (BATCH_TIMEOUT)"
                 wind_up(connection, row.number, State.QUEUED, actor="feeder", code="memory_timeout", text=text)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Executable, Result, Select, func, insert, or_, select, update
@@ -15,10 +15,15 @@ from ncr_worker.sql import now
 
 WINDOW = 100  # candidates read at once, and kept for the picks that follow
 _OUT = sorted(OUT)
-_CANDIDATE = (  # in the order of the fields of Waiting
+_CANDIDATE = (  # in the order of the fields of Waiting, then what its need is foreseen by
     *(job.c.number, job.c.id, job.c.kind, job.c.need, job.c.tenant, job.c.priority, job.c.batch_id, job.c.passed),
-    job.c.refused_since.is_not(None),
+    *(job.c.refused_since.is_not(None), job.c.need),
+    *(job.c.version, job.c.input_bytes, job.c.declared, job.c.predicted),
 )
+_FIELDS = len(Waiting.__dataclass_fields__)
+
+Foresee = Callable[[str, int, int | None, int | None], int | None]
+"""Kind, version, input bytes and declared bytes of a job -> the bytes it will need; None when nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +40,17 @@ class Ahead:
 class Search:
     """One pick's reading, in its transaction. What it finds goes to `round`. Without a connection no batch is full."""
 
-    def __init__(self, connection: Connection | None, round_: Round, kinds: tuple[str, ...] | None) -> None:
+    def __init__(
+        self,
+        connection: Connection | None,
+        round_: Round,
+        kinds: tuple[str, ...] | None,
+        foresee: Foresee | None = None,
+    ) -> None:
         self._connection = connection
         self.round = round_
         self.kinds = kinds
+        self.foresee = foresee
         self.rooms: dict[str, int] = {}  # batch -> jobs it may still have out
         self._full: set[str] = set()
         self._credit = CREDIT * round_.room.limit
@@ -107,7 +119,16 @@ class Search:
             query = query.where(or_(job.c.batch_id.is_(None), job.c.batch_id.not_in(sorted(self._full))))
         if most is not None:
             query = query.where(job.c.need <= most, job.c.number.not_in(sorted(but)))
-        return [Waiting(*tuple(row)) for row in self._execute(query)]
+        return [self._waiting(tuple(row)) for row in self._execute(query)]
+
+    def _waiting(self, row: tuple[Any, ...]) -> Waiting:
+        """With what it will need as far as is known now: it may have been submitted when nothing was."""
+        waiting = Waiting(*row[:_FIELDS])
+        version, input_bytes, declared, predicted = row[_FIELDS:]
+        if self.foresee is None or waiting.need != predicted:  # what it asked for itself is known better
+            return waiting
+        need = self.foresee(waiting.kind, version, input_bytes, declared)
+        return waiting if need is None else replace(waiting, need=need)
 
     def _room(self, batch_id: str) -> int:
         """Jobs that the batch may still have out. Its row is locked; none while another host picks from it."""

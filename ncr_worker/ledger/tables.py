@@ -84,7 +84,8 @@ job = Table(
     Column("host", String(100)),
     Column("input_bytes", BigInteger),
     Column("need", BigInteger, nullable=False),
-    Column("predicted", BigInteger),  # what it was expected to need when it was submitted
+    Column("declared", BigInteger),  # what its pipeline says that it needs
+    Column("predicted", BigInteger),  # what it was expected to need when it was submitted, or last picked
     Column("reserved", BigInteger, nullable=False),
     Column("granted", BigInteger),  # what its last run had reserved
     Column("peak", BigInteger),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, case, delete, insert, select, update
 
 from ncr_worker.errors import Cancelled
 from ncr_worker.job import OUT, TERMINAL, Reason, State, sources
@@ -200,7 +200,8 @@ def dispatch(connection: Connection, jobs: Sequence[Waiting], host: str, *, lock
     taken = []
     for waiting in jobs:
         token = secrets.randbits(62)
-        values = {"job_number": waiting.number, "job_need": waiting.need, "new_token": token, "new_host": host}
+        needs = {"job_need": waiting.stored, "new_need": waiting.need}
+        values = {"job_number": waiting.number, **needs, "new_token": token, "new_host": host}
         if connection.execute(_DISPATCH, values).rowcount == 1:
             taken.append((waiting, token))
     if taken:
@@ -222,8 +223,9 @@ _DISPATCH = (
     .where(job.c.number == bindparam("job_number"), job.c.state == State.QUEUED, job.c.need == bindparam("job_need"))
     .where(job.c.next_run_at <= now(), ~work_paused())
     .values(state=State.DISPATCHED.value, token=bindparam("new_token"), host=bindparam("new_host"))
-    .values(reserved=bindparam("job_need"), granted=bindparam("job_need"), dispatched_at=now())
-    .values(reason=None, claimant=None, passed=0, refused_since=None)
+    .values(need=bindparam("new_need"), reserved=bindparam("new_need"), granted=bindparam("new_need"))
+    .values(predicted=case((job.c.predicted == bindparam("job_need"), bindparam("new_need")), else_=job.c.predicted))
+    .values(dispatched_at=now(), reason=None, claimant=None, passed=0, refused_since=None)
 )
 _SAID = select(
     *(job.c.number, now(), job.c.state, job.c.stage, job.c.attempt),

@@ -13,7 +13,7 @@ from ncr_worker.sql import Database, DatabaseAway
 
 log = logging.getLogger(__name__)
 
-SERVES = 5.0  # seconds for which what was read of the ledger serves: one job more or less changes little
+SERVES = 1.0  # seconds for which what was read of the ledger serves: one job more or less changes little
 
 
 @dataclass(slots=True)
@@ -41,6 +41,11 @@ class Needs:
             return Prediction(declared, "declared", 1.0, 0.0, 0, "as declared (MEMORY_PREDICTION=declared)")
         with self._lock:
             return self._predictor(kind, stage).predict(kind, version, _size(input_bytes, declared), declared)
+
+    def foresee(self, kind: str, version: int, input_bytes: int | None, declared: int | None) -> int | None:
+        """Bytes that a job which waits will need, by what is known now; None when nothing is."""
+        found = self.predict(kind, version, None, input_bytes, declared or 0)
+        return found.need if found.samples else None
 
     def _predictor(self, kind: str, stage: str | None) -> Predictor:
         known = self._known.setdefault((kind, stage), _Known(Predictor()))

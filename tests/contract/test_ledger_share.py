@@ -300,6 +300,17 @@ def test_after_its_last_attempt_one_more_run_cleans_up_and_needs_no_memory(ledge
     assert (job.state, job.error_code) == (State.FAILED, "out_of_memory"), "a clean-up that outgrows is the end"
 
 
+def test_one_that_has_outgrown_every_host_fails_with_its_history(ledger: Ledger) -> None:
+    job = outgrown(ledger, start(ledger, need=1000 * MIB), used=990)
+    assert job.need == 2000 * MIB
+    alter(ledger, job.id, next_run_at=0.0)
+    assert picked(ledger, offer(idle=True)) == []
+    job = ledger.reads.job(job.id)
+    assert (job.reason, job.error_code, job.need) == (Reason.WINDING_UP, "out_of_memory", 0)
+    history = "out of memory: used 990 MiB, 1,000 MiB were reserved"
+    assert str(job.error).startswith(f"{history}; the largest worker host has {1000 * MIB:,} bytes")
+
+
 def test_a_run_that_was_replaced_changes_nothing(ledger: Ledger) -> None:
     job = start(ledger, need=100 * MIB)
     before = ledger.reads.job(job.id)
@@ -326,3 +337,28 @@ def test_what_a_host_grants_is_reserved_and_remembered(ledger: Ledger) -> None:
     assert (granted.reserved, granted.granted, granted.need) == (300 * MIB, 300 * MIB, 100 * MIB)
     ledger.work.finish(job, State.SUCCEEDED)
     assert (ledger.reads.job(job.id).reserved, ledger.reads.job(job.id).granted) == (0, 300 * MIB)
+
+
+# --- what is known when a job is picked ---------------------------------------------------------------
+def test_a_job_that_waited_is_picked_with_what_is_known_then(ledger: Ledger) -> None:
+    [first, _second] = queued(ledger, "ann", 2, need=500)
+    ledger.queue.foresee = lambda _kind, _version, _size, _declared: 90 * MIB
+    [found] = ledger.queue.pick(offer(slots=1, free=100))
+    job = ledger.reads.job(first)
+    assert (found.job_id, found.reserved, job.reserved, job.need, job.predicted) == (first, *[90 * MIB] * 4)
+
+
+def test_what_a_job_has_asked_for_itself_is_not_foretold_away(ledger: Ledger) -> None:
+    running = start(ledger, need=100 * MIB)
+    ledger.work.give_back(running, reason=Reason.YIELDED, need=300 * MIB)
+    ledger.queue.foresee = lambda _kind, _version, _size, _declared: 90 * MIB
+    assert ledger.queue.pick(offer(slots=1, free=200)) == []
+    [found] = ledger.queue.pick(offer(slots=1, free=300))
+    assert found.reserved == 300 * MIB
+
+
+def test_as_long_as_nothing_is_known_the_need_of_the_submit_counts(ledger: Ledger) -> None:
+    [first] = queued(ledger, "ann", 1, need=500)
+    ledger.queue.foresee = lambda _kind, _version, _size, _declared: None
+    assert ledger.queue.pick(offer(slots=1, free=100)) == []
+    assert picked(ledger, offer(slots=1, free=500)) == [first]

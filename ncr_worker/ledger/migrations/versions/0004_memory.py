@@ -37,6 +37,7 @@ def upgrade() -> None:
         **TABLE,
     )
     op.create_index(op.f("ix_observation_kind_stage_id"), "observation", ["kind", "stage", "id"])
+    op.add_column("job", sa.Column("declared", sa.BigInteger(), nullable=True))
     op.add_column("job", sa.Column("predicted", sa.BigInteger(), nullable=True))
     op.add_column("job", sa.Column("granted", sa.BigInteger(), nullable=True))
     op.add_column("host", sa.Column("observed", sa.BigInteger(), nullable=False, server_default="0"))
