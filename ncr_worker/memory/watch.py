@@ -152,7 +152,10 @@ class Watch:
     def _order(self, charge: Charge) -> None:
         """A job that keeps to its word, and has to go for others, loses no attempt."""
         if self.slots.read(charge.index).order is Order.NONE:
-            self.slots.order(charge.index, Order.OUTGROWN if charge.over else Order.GIVE_BACK)
+            load = self.load()
+            alone = len(load.charges) == 1 and charge.observed > load.others
+            at_fault = charge.over or alone
+            self.slots.order(charge.index, Order.OUTGROWN if at_fault else Order.GIVE_BACK)
 
     def _run(self) -> None:
         with suppress(PermissionError):  # it must not wait for those that it watches
