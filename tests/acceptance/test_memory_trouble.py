@@ -82,6 +82,14 @@ def test_a_job_that_uses_four_times_what_it_said_gets_it_later(host: Confined, d
     assert culprit.state == State.SUCCEEDED, culprit.error
 
 
+@pytest.mark.parametrize("deaf", [False, True], ids=["listens", "deaf"])
+def test_a_job_that_no_host_can_hold_fails_with_its_history(host: Confined, deaf: bool) -> None:
+    company = Company(host)
+    culprit = company.with_culprit("storm", need=300 * MIB, touch=1200 * MIB, seconds=2.0, deaf=deaf)
+    assert_out_of_memory(culprit)
+    assert culprit.number not in host.done()
+
+
 @pytest.mark.parametrize("away", [False, True], ids=["near", "in-sessions-of-their-own"])
 def test_a_hundred_subprocesses_are_gone_when_their_job_has_ended(host: Confined, tmp_path: Path, away: bool) -> None:
     pids = tmp_path / "pids"
