@@ -125,6 +125,8 @@ class Database:
         self.patience = patience
         self.engine = _create(self.url, pool_size)
         self._lock: threading.RLock | None = None
+        # SQLite's own waiting for its one writer is by sleeps, in which a thread may starve for a second.
+        self._writer = threading.RLock() if self.dialect == "sqlite" else None
 
     @property
     def dialect(self) -> str:
@@ -194,7 +196,7 @@ class Database:
             pause = min(pause * 2, 1.0)
 
     def _once(self, work: Callable[[Connection], T], *, read: bool) -> T:
-        lock = self._lock
+        lock = self._lock or (None if read else self._writer)
         if lock is None:
             return self._run(work, read)
         with lock:
