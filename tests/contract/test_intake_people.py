@@ -210,6 +210,7 @@ def test_a_key_used_for_another_request_is_refused(ledger: Ledger) -> None:
     with pytest.raises(Rejected) as rejected:
         ledger.intake.submit([new_job()], once=Once(ONCE.key, "0" * 64, "", 0.0))
     assert rejected.value.code == "idempotency_key_reused"
+    assert "another request" in str(rejected.value)
     with pytest.raises(Rejected):
         ledger.intake.stored(ONCE.key, "0" * 64)
     assert History(ledger.database).queued() == 1

@@ -86,11 +86,13 @@ def test_the_audit_trail_tells_the_whole_story(ledger: Ledger) -> None:
         ("running", "fetch", "runner", None, 1),
         ("queued", "fetch", "runner", "S3 is away", 1),
         ("dispatched", "fetch", "feeder", "h1", 1),
-        ("running", "fetch", "runner", None, 2),
-        ("cancelling", "fetch", "ann", None, 2),
-        ("cancelled", "fetch", "runner", "cancelled", 2),
+        ("running", "plan", "runner", None, 2),
+        ("cancelling", "plan", "ann", None, 2),
+        ("cancelled", "plan", "runner", "cancelled", 2),
     ]
-    times = [event.at for event in events]
+    numbers, times = [event.id for event in events], [event.at for event in events]
+    assert numbers == sorted(set(numbers))
+    assert ledger.reads.events(job.id, after=numbers[6]) == events[7:]
     assert times == sorted(times)
     assert times[-1] - times[0] < LEASE
 

@@ -206,6 +206,25 @@ def test_stopping_lets_jobs_end_within_the_grace_and_gives_the_rest_back(
     assert host.ledger.hosts.live() == []
 
 
+def test_who_does_not_give_its_job_back_while_the_worker_stops_is_soon_ended(
+    host: WorkerHost, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's patience is short: shorter than for other orders."""
+    monkeypatch.setattr(holding, "ORDER_GRACE", 600.0)
+    monkeypatch.setattr(holding, "STOP_GRACE", 0.3)
+    pool = Pool(host, children, pipeline(step("fetch", deaf), memory=MIB))
+    job_id = host.submit(need=MIB)
+    feeder = started(host, pool.send)
+    until(feeder, lambda: host.slots.read(0).phase is Phase.RUNNING)
+    thread = threading.Thread(target=feeder.run, daemon=True)
+    thread.start()
+    feeder.drain(0)
+    thread.join()
+    job = host.ledger.reads.job(job_id)
+    assert (job.state, job.reason, job.attempt) == (State.QUEUED, Reason.GIVEN_BACK, 0)
+    assert children.wait(pool.pids[0]) == -9
+
+
 def test_stopping_takes_messages_back_that_no_child_has_taken(host: WorkerHost) -> None:
     job_id = host.submit(need=MIB)
     feeder = started(host, nobody)
