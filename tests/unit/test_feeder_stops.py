@@ -207,15 +207,20 @@ def test_stopping_lets_jobs_end_within_the_grace_and_gives_the_rest_back(
 
 
 def test_who_does_not_give_its_job_back_while_the_worker_stops_is_soon_ended(
-    host: WorkerHost, children: Children, monkeypatch: pytest.MonkeyPatch
+    host: WorkerHost, children: Children, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A container's patience is short: shorter than for other orders."""
+
+    def work(run: Any, parcel: Tally) -> None:
+        (tmp_path / "begun").touch()
+        deaf(run, parcel)
+
     monkeypatch.setattr(holding, "ORDER_GRACE", 600.0)
     monkeypatch.setattr(holding, "STOP_GRACE", 0.3)
-    pool = Pool(host, children, pipeline(step("fetch", deaf), memory=MIB))
+    pool = Pool(host, children, pipeline(step("fetch", work), memory=MIB))
     job_id = host.submit(need=MIB)
     feeder = started(host, pool.send)
-    until(feeder, lambda: host.slots.read(0).phase is Phase.RUNNING)
+    until(feeder, (tmp_path / "begun").exists)
     thread = threading.Thread(target=feeder.run, daemon=True)
     thread.start()
     feeder.drain(0)
