@@ -71,8 +71,7 @@ class SftpTarget:
                 source.seek(done)
                 progress(done)
                 _send(source.read, PipelinedWrites(sink, done), size - done, progress)
-            if (arrived := _size(client, remote)) != size:
-                raise Transient(f"{remote}: {arrived} of {size:,} bytes arrived (disk full?)", code="sftp_failed")
+            _require_size(client, remote, size)
             if sha256 and self._hashes and size >= SMALLEST_HASHED:
                 self._hashes = _require_hash(client, remote, sha256)
             _set_mode(client, remote, "SFTP_FILE_MODE", self._settings.sftp_file_mode)
@@ -273,11 +272,27 @@ def _refused_writes(client: paramiko.SFTPClient, remote: str, size: int) -> Iter
     except OSError as error:
         if not _is_refusal(error):
             raise
-        full = _free(client, posixpath.dirname(remote)) < size - (_size(client, remote) or 0)
+        full = _is_full(client, remote, size)
         client.remove(remote)
         if full:
             raise _disk_full(f"{remote}: {error}") from error
         raise
+
+
+def _require_size(client: paramiko.SFTPClient, remote: str, size: int) -> None:
+    """Some servers take a write of which only a part had room, and say nothing: such a file is not gone on with."""
+    arrived = _size(client, remote)
+    if arrived == size:
+        return
+    text, full = f"{remote}: {arrived} of {size:,} bytes arrived", _is_full(client, remote, size)
+    if arrived is not None:
+        client.remove(remote)
+    raise _disk_full(text) if full else Transient(text, code="sftp_failed")
+
+
+def _is_full(client: paramiko.SFTPClient, remote: str, size: int) -> bool:
+    """Whether there is no room for the rest of a file of `size` bytes."""
+    return _free(client, posixpath.dirname(remote)) < size - (_size(client, remote) or 0)
 
 
 def _free(client: paramiko.SFTPClient, folder: str) -> float:
