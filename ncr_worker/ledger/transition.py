@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, case, delete, insert, select, update
 
 from ncr_worker.errors import Cancelled
+from ncr_worker.growth import grown
 from ncr_worker.job import OUT, TERMINAL, Reason, State, sources
 from ncr_worker.ledger import observations
 from ncr_worker.ledger.observations import Seen
@@ -164,19 +165,17 @@ def outgrow(connection: Connection, number: int, *, actor: str, token: int, used
 
     `used`: the most that it was seen to use; `limit`: bytes of its host, which it may have once, alone.
     """
-    columns = ("kind", "version", "stage", "input_bytes", "reserved", "attempt", "max_attempts", "error_code", "error")
-    query = select(*(job.c[name] for name in columns), (now() - job.c.started_at).label("seconds"))
+    what = (job.c.kind, job.c.version, job.c.stage, job.c.input_bytes, job.c.declared, job.c.reserved)
+    so_far = (job.c.attempt, job.c.max_attempts, job.c.error_code, job.c.error)
+    query = select(*what, *so_far, (now() - job.c.started_at).label("seconds"))
     row = connection.execute(query.where(job.c.number == number, job.c.token == token)).one_or_none()
     if row is None:
         return
-    # As much as the largest of its kind took; if that cannot be it, twice as much.
-    known = observations.largest(connection, row.kind) * 11 // 10
-    need = known if known > max(used, row.reserved) else max(2 * row.reserved, used * 5 // 4)
+    need = grown(row.reserved, used, observations.largest(connection, row.kind), row.declared or 0)
     if used > row.reserved:
-        lower_bound = Seen(
-            row.kind, row.version, row.stage, row.input_bytes, None, used, row.seconds or 0.0, killed=True
-        )
-        observations.note(connection, [lower_bound, replace(lower_bound, stage=None)])
+        seconds = row.seconds or 0.0
+        whole = Seen(row.kind, row.version, None, row.input_bytes, row.declared, used, seconds, killed=True)
+        observations.note(connection, [replace(whole, stage=row.stage, declared=None), whole])
     if row.reserved < limit:
         need = min(need, limit)
     if row.attempt >= row.max_attempts:

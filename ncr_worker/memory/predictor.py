@@ -12,10 +12,11 @@ import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate, chain, islice, takewhile
 from operator import itemgetter
 
+from ncr_worker.growth import MARGIN, grown
 from ncr_worker.memory.curves import Curve, curves
 
 KEPT = 200  # observations of one version
@@ -88,15 +89,15 @@ class Fit:
 
         `failed`: bytes that an earlier attempt of this job had, and that were too few.
         """
+        if failed:
+            return self._again(failed, declared)
         choice = self._flat if input_bytes is None else self._best
         if choice is not None:
-            found = self._learned(choice, float(input_bytes or 0))
-        elif self.samples:
+            return self._learned(choice, float(input_bytes or 0))
+        if self.samples:
             need, why = int(self.largest * (1 + FIRST)) + NOISE, f"the peak of the only job so far, and {FIRST:.0%}"
-            found = Prediction(need, "largest", 1.0, FIRST, self.samples, why)
-        else:
-            found = Prediction(declared, "declared", 1.0, 0.0, 0, "as declared: no job of this kind has ended yet")
-        return self._again(failed, declared, found) if failed else found
+            return Prediction(need, "largest", 1.0, FIRST, self.samples, why)
+        return Prediction(declared, "declared", 1.0, 0.0, 0, "as declared: no job of this kind has ended yet")
 
     def outdated(self, news: int, last: Observation) -> bool:
         """Whether a new fit is worth its time. `news`: observations since this one, of which `last` is the last."""
@@ -110,21 +111,15 @@ class Fit:
         why = f"{choice.curve.name} that holds {quantile:.0%} of {self.samples} jobs, and {choice.margin:.1%}"
         return Prediction(need, choice.curve.name, quantile, choice.margin, self.samples, why)
 
-    def _again(self, failed: int, declared: int, found: Prediction) -> Prediction:
-        """The least that gives hope."""
-        tries = [
-            found,
-            Prediction(self._seen + NOISE, "largest", 1.0, 0.0, self.samples, "the largest peak so far"),
-            Prediction(2 * failed, "doubled", 1.0, 1.0, self.samples, "twice that"),
-        ]
-        best = min((each for each in tries if each.need > failed), key=lambda each: each.need)
-        half_way = math.isqrt(failed * declared)
-        if best.base == "doubled" and failed > 2 * self._seen and half_way > best.need:
-            # Its predecessors were so small that they say nothing, and a job has few attempts.
-            best = replace(
-                best, need=half_way, base="declared", margin=0.0, why=f"half way to {declared:,} as declared"
-            )
-        return replace(best, why=f"{failed:,} bytes were too few: {best.why}")
+    def _again(self, failed: int, declared: int) -> Prediction:
+        need = grown(failed, failed, self._seen, declared)
+        if need == 2 * failed:
+            base, why = "doubled", "twice that"
+        elif failed > 2 * self._seen:
+            base, why = "declared", f"half way to {declared:,} as declared"
+        else:
+            base, why = "largest", f"the largest peak so far, and {MARGIN:.0%}"
+        return Prediction(need, base, 1.0, MARGIN, self.samples, f"{failed:,} bytes were too few: {why}")
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ LAYERS = {
         *("ledger", "history", "board", "memory", "stores", "databases", "validator", "outage", "archive", "sql"),
         *("notify", "metrics", "announcer", "group_commit", "batches", "retention", "stuck"),
     },
-    "core": {"job", "picking", "pipeline", "progress", "errors", "settings", "logs", "__init__"},
+    "core": {"job", "picking", "growth", "pipeline", "progress", "errors", "settings", "logs", "__init__"},
 }
 HEIGHT = {name: height for height, names in enumerate(reversed(LAYERS.values())) for name in names}
 
