@@ -50,10 +50,18 @@ class Observations:
 
     def newest(self, kind: str, stage: str | None) -> list[Seen]:
         """The newest KEPT of a stage of a kind, oldest first."""
-        query = select(*(observation.c[name] for name in _FIELDS)).where(*_of(kind, stage))
+        return self.since(kind, stage, 0)[1]
+
+    def since(self, kind: str, stage: str | None, after: int) -> tuple[int, list[Seen]]:
+        """As `newest`, those whose id is above `after`; and the id of the last, to ask for the next ones by."""
+        columns = (observation.c.id, *(observation.c[name] for name in _FIELDS))
+        query = select(*columns).where(*_of(kind, stage), observation.c.id > after)
         query = query.order_by(observation.c.id.desc()).limit(KEPT)
         rows = self.database.read(lambda connection: connection.execute(query).all())
-        return [Seen(**row._asdict() | {"killed": bool(row.killed)}) for row in reversed(rows)]
+        return (rows[0].id if rows else after), [
+            Seen(**{name: getattr(row, name) for name in _FIELDS} | {"killed": bool(row.killed)})
+            for row in reversed(rows)
+        ]
 
     def forget(self) -> int:
         """Delete what is older than the newest KEPT of each stage; how many. For housekeeping."""

@@ -3,24 +3,49 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ncr_worker.ledger.observations import Observations, Seen
+from ncr_worker.ledger.observations import KEPT, Observations, Seen
 from ncr_worker.memory.predictor import Observation, Prediction, Predictor
 from ncr_worker.sql import Database, DatabaseAway
 
 log = logging.getLogger(__name__)
 
+MEASURES = ("input_bytes", "declared")
 SERVES = 1.0  # seconds for which what was read of the ledger serves: one job more or less changes little
 
 
 @dataclass(slots=True)
 class _Known:
-    predictor: Predictor
-    seen: list[Seen] = field(default_factory=list)
-    read_at: float = 0.0  # monotonic seconds
+    """One stage of a kind. `seen`: its newest runs; `last`: the id up to which they were read.
+
+    `measure`: what the need depends on. The input; where no job has told its own, what the pipeline says of each job.
+    Never both: they are no points of one curve. None where neither is known.
+    """
+
+    seen: deque[Seen] = field(default_factory=lambda: deque(maxlen=KEPT))
+    last: int = 0
+    read_at: float = -math.inf  # monotonic seconds
+    measure: str | None = None
+    predictor: Predictor = field(default_factory=Predictor)
+
+    def learn(self, news: Sequence[Seen]) -> None:
+        self.seen += news
+        known = (each for each in MEASURES if any(getattr(one, each) is not None for one in self.seen))
+        if self.measure != (measure := next(known, None)):
+            self.measure, self.predictor, news = measure, Predictor(), list(self.seen)
+        for one in news:
+            size = self.size(one.input_bytes, one.declared)
+            if size is not None or not self.measure:  # else it ended before it was known: no point of the curve
+                self.predictor.learn(one.kind, one.version, Observation(size, one.peak, one.seconds, one.killed))
+
+    def size(self, input_bytes: int | None, declared: int | None) -> int | None:
+        return {"input_bytes": input_bytes, "declared": declared}.get(self.measure or "")
 
 
 class Needs:
@@ -40,33 +65,22 @@ class Needs:
         if not self.learned:
             return Prediction(declared, "declared", 1.0, 0.0, 0, "as declared (MEMORY_PREDICTION=declared)")
         with self._lock:
-            return self._predictor(kind, stage).predict(kind, version, _size(input_bytes, declared), declared)
+            known = self._read(kind, stage)
+            return known.predictor.predict(kind, version, known.size(input_bytes, declared), declared)
 
     def foresee(self, kind: str, version: int, input_bytes: int | None, declared: int | None) -> int | None:
         """Bytes that a job which waits will need, by what is known now; None when nothing is."""
         found = self.predict(kind, version, None, input_bytes, declared or 0)
         return found.need if found.samples else None
 
-    def _predictor(self, kind: str, stage: str | None) -> Predictor:
-        known = self._known.setdefault((kind, stage), _Known(Predictor()))
-        if not known.read_at or time.monotonic() - known.read_at > SERVES:
+    def _read(self, kind: str, stage: str | None) -> _Known:
+        known = self._known.setdefault((kind, stage), _Known())
+        if time.monotonic() - known.read_at > SERVES:
             known.read_at = time.monotonic()
             try:
-                seen = self.observations.newest(kind, stage)
+                known.last, news = self.observations.since(kind, stage, known.last)
             except DatabaseAway as error:
                 log.warning("memory is predicted by what was known before: %s", error)
-                return known.predictor
-            if seen != known.seen:
-                known.seen, known.predictor = seen, Predictor()
-                sized = any(_size(one.input_bytes, one.declared) is not None for one in seen)
-                for one in seen:
-                    size = _size(one.input_bytes, one.declared)
-                    if size is not None or not sized:
-                        what = Observation(size, one.peak, one.seconds, one.killed)
-                        known.predictor.learn(one.kind, one.version, what)
-        return known.predictor
-
-
-def _size(input_bytes: int | None, declared: int | None) -> int | None:
-    """What the need depends on: the input; where that is not known, what the pipeline says of each job."""
-    return declared if input_bytes is None else input_bytes
+            else:
+                known.learn(news)
+        return known

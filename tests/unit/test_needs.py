@@ -1,0 +1,89 @@
+"""What is reserved for a job: by its input where inputs are known, by what is declared where they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ledgers import opened
+
+from ncr_worker.ledger.observations import Seen, note
+from ncr_worker.memory import needs as needs_module
+from ncr_worker.memory.needs import Needs
+from ncr_worker.pipeline import MIB
+from ncr_worker.sql import Database
+
+BY_INPUT = [Seen("sort", 1, None, size * MIB, 64 * MIB, 3 * size * MIB, 1.0) for size in range(100, 1100, 50)]
+BY_WORD = [Seen("sort", 1, None, None, size * MIB, 3 * size * MIB, 1.0) for size in range(100, 1100, 50)]
+
+
+@pytest.fixture
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    monkeypatch.setattr(needs_module, "SERVES", 0.0)
+    with opened(f"sqlite:///{tmp_path / 'ncr.sqlite3'}") as database:
+        yield database
+
+
+def told(database: Database, *seen: Seen) -> None:
+    database.transact(lambda connection: note(connection, seen))
+
+
+def need(needs: Needs, input_mib: int | None, declared_mib: int) -> float:
+    """In MiB."""
+    input_bytes = None if input_mib is None else input_mib * MIB
+    return needs.predict("sort", 1, None, input_bytes, declared_mib * MIB).need / MIB
+
+
+def test_nothing_known_is_as_declared(database: Database) -> None:
+    needs = Needs(database, learned=True)
+    assert need(needs, 500, 64) == 64
+    assert needs.foresee("sort", 1, 500 * MIB, 64 * MIB) is None
+
+
+def test_the_input_decides(database: Database) -> None:
+    told(database, *BY_INPUT)
+    needs = Needs(database, learned=True)
+    assert 600 <= need(needs, 200, 64) < 800
+    assert 2400 <= need(needs, 800, 64) < 2800
+
+
+def test_an_input_that_is_not_known_yet_is_never_taken_for_what_is_declared(database: Database) -> None:
+    """64 MiB declared is no small input: jobs of this kind need what the others needed."""
+    told(database, *BY_INPUT)
+    assert need(Needs(database, learned=True), None, 64) >= 2000
+
+
+def test_without_inputs_what_the_pipeline_says_of_each_job_decides(database: Database) -> None:
+    told(database, *BY_WORD)
+    needs = Needs(database, learned=True)
+    assert 600 <= need(needs, None, 200) < 800
+    assert 2400 <= need(needs, None, 800) < 2800
+
+
+def test_the_first_known_input_changes_the_measure(database: Database) -> None:
+    told(database, *BY_WORD)
+    needs = Needs(database, learned=True)
+    need(needs, None, 200)
+    told(database, *BY_INPUT)
+    assert 2400 <= need(needs, 800, 64) < 2800
+
+
+def test_what_ended_before_its_input_was_known_is_no_point_of_the_curve(database: Database) -> None:
+    told(database, *BY_INPUT, *(replace(one, input_bytes=None, peak=MIB) for one in BY_INPUT[:5]))
+    assert 600 <= need(Needs(database, learned=True), 200, 64) < 800
+
+
+def test_jobs_are_learned_from_one_after_another(database: Database) -> None:
+    needs = Needs(database, learned=True)
+    assert need(needs, 500, 64) == 64
+    for seen in BY_INPUT:
+        told(database, seen)
+        need(needs, 500, 64)
+    assert 1500 <= need(needs, 500, 64) < 1700
+
+
+def test_as_declared_when_nobody_wants_more(database: Database) -> None:
+    told(database, *BY_INPUT)
+    assert need(Needs(database, learned=False), 800, 64) == 64
