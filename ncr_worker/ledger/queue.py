@@ -94,11 +94,12 @@ class Queue:
         if connection.execute(select(work_paused())).scalar_one():
             return [], None
         self._tell_passed(connection, self._passed)
-        round_ = Round(offer.room, self.overtake_limit)
-        ahead = Search(connection, round_, offer.kinds, self.foresee).look(self._spent)
+        search = self._search(connection, offer)
+        ahead = search.look(self._spent)
         self._passed, self._spent = Counter(), {}  # a commit that fails loses at most a second of it
-        search = self._plan(connection, offer, ahead)
-        search.go_deeper(ahead)
+        used = self._used(offer, ahead)
+        search.go_through(ahead.jobs, used)
+        search.go_deeper(ahead, used)
         picked = self._take(connection, search, offer, locked=True)
         self._tell_passed(connection, search.round.passed)
         self._note_refused(connection, search)
@@ -120,10 +121,17 @@ class Queue:
 
     def _plan(self, connection: Connection | None, offer: Offer, ahead: Ahead) -> Search:
         """Without a connection: as if no batch were full."""
-        search = Search(connection, Round(offer.room, self.overtake_limit), offer.kinds, self.foresee)
-        used = {name: ahead.used.get(name, 0.0) + self._spent.get(name, 0.0) for name in ahead.tenants}
-        search.go_through(ahead.jobs, {name: amount + offer.running.get(name, 0.0) for name, amount in used.items()})
+        search = self._search(connection, offer)
+        search.go_through(ahead.jobs, self._used(offer, ahead))
         return search
+
+    def _search(self, connection: Connection | None, offer: Offer) -> Search:
+        return Search(connection, Round(offer.room, self.overtake_limit), offer.kinds, self.foresee)
+
+    def _used(self, offer: Offer, ahead: Ahead) -> dict[str, float]:
+        """Byte-seconds of each tenant now, what runs included."""
+        added = (ahead.used, self._spent, offer.running)
+        return {name: sum(each.get(name, 0.0) for each in added) for name in ahead.tenants}
 
     def _take(self, connection: Connection, search: Search, offer: Offer, *, locked: bool) -> list[Picked]:
         return [

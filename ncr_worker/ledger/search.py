@@ -87,7 +87,7 @@ class Search:
                 if batch_id:
                     self.rooms[batch_id] -= 1
 
-    def go_deeper(self, ahead: Ahead) -> None:
+    def go_deeper(self, ahead: Ahead, used: Mapping[str, float]) -> None:
         """Behind the window only what fits is of interest: who waits for memory is told by the window alone."""
         seen = {waiting.number for waiting in ahead.jobs}
         for tenant in ahead.tenants if not ahead.whole else ():
@@ -95,7 +95,7 @@ class Search:
                 found = [one for one in self._line(tenant, WINDOW, self.round.most, seen) if one.number not in seen]
                 if not found:
                     break
-                self.go_through(found, ahead.used)
+                self.go_through(found, used)
                 seen |= {waiting.number for waiting in found}
 
     def _execute(self, statement: Executable) -> Result[Any]:

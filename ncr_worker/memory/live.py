@@ -1,6 +1,6 @@
 """What a host's memory is used for at this moment, and was in the last hour: on the board, for people to look at.
 
-host:{id}:memory        JSON: Load; expires soon after the last word
+host:{id}:memory        JSON: Snapshot; expires soon after the last word
 host:{id}:memory:hour   list of JSON: Sample, one each five seconds, the newest 720; expires after an hour
 """
 
@@ -48,7 +48,9 @@ class Use(BaseModel):
     peak: int
 
 
-class Load(Sample):
+class Snapshot(Sample):
+    """With the jobs that run."""
+
     jobs: list[Use] = []
 
 
@@ -58,27 +60,27 @@ class LiveMemory:
     def __init__(self, board: Board) -> None:
         self.board = board
 
-    def show(self, host: str, load: Load, *, keep: bool) -> None:
+    def show(self, host: str, snapshot: Snapshot, *, keep: bool) -> None:
         """`keep`: it is one of the samples of the last hour too."""
 
         def work(client: redis.Redis) -> None:
             pipe = client.pipeline(transaction=False)
-            pipe.set(_now(host), load.model_dump_json(), ex=STALE)
+            pipe.set(_now(host), snapshot.model_dump_json(), ex=STALE)
             if keep:
-                pipe.rpush(_hour(host), load.model_dump_json(exclude={"jobs"}))
+                pipe.rpush(_hour(host), snapshot.model_dump_json(exclude={"jobs"}))
                 pipe.ltrim(_hour(host), -int(HOUR / EVERY), -1)
                 pipe.expire(_hour(host), HOUR)
             pipe.execute()
 
         self.board.attempt(work, None)
 
-    def now(self, hosts: Sequence[str]) -> dict[str, Load]:
+    def now(self, hosts: Sequence[str]) -> dict[str, Snapshot]:
         """Of those hosts that say it now."""
         if not hosts:
             return {}
         texts: Sequence[Any] = self.board.attempt(lambda client: client.mget([_now(host) for host in hosts]), ())
-        loads = {host: _parsed(Load, text) for host, text in zip(hosts, texts, strict=False) if text}
-        return {host: load for host, load in loads.items() if load is not None}
+        found = {host: _parsed(Snapshot, text) for host, text in zip(hosts, texts, strict=False) if text}
+        return {host: each for host, each in found.items() if each is not None}
 
     def hour(self, host: str) -> list[Sample]:
         """The oldest first; empty for a host that nobody knows."""

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 
 from ncr_worker.memory.budget import Charge, Load, doomed, next_look, victims
@@ -52,9 +53,14 @@ class Watch:
         self._nudge.set()
         self._thread.join(5)
 
+    @property
+    def reading(self) -> Reading:
+        """The last sample of the host."""
+        return self._reading or self._read()
+
     def load(self) -> Load:
         """The host now: reservations as they are, use as last sampled."""
-        reading = self._reading or self._read()
+        reading = self.reading
         charges = self._charges()
         return Load(reading.limit, reading.source, reading.anonymous, self.share, charges, self._rising, self._expected)
 
@@ -98,7 +104,7 @@ class Watch:
         if reading.source != "setting":
             return reading
         # As if the worker had a machine of that size for itself.
-        return Reading(reading.limit, reading.source, tree_anon(os.getpid()))
+        return replace(reading, anonymous=tree_anon(os.getpid()))
 
     def _missing(self) -> int:
         """What this worker's children lack to a usual one: else the budget would shrink under the jobs as they load."""

@@ -19,7 +19,7 @@ from ncr_worker.ledger.observations import Observations
 from ncr_worker.memory.admission import Admission
 from ncr_worker.memory.domain import Domain, rss_anon
 from ncr_worker.memory.drain import Asked
-from ncr_worker.memory.live import EVERY, LiveMemory, Load, Use
+from ncr_worker.memory.live import EVERY, LiveMemory, Snapshot, Use
 from ncr_worker.pipeline import Pipeline
 from ncr_worker.settings import Settings
 from ncr_worker.views.explain import JobExplanation, Present, Situation, explanation, places
@@ -169,7 +169,7 @@ class MemoryLook:
         ]
 
 
-def _host(host: Host, live: Load | None, jobs: Sequence[Job], waiting: Waiting, need: int) -> HostMemory:
+def _host(host: Host, live: Snapshot | None, jobs: Sequence[Job], waiting: Waiting, need: int) -> HostMemory:
     figures = host.figures
     uses = {use.job_id: use for use in live.jobs} if live else {}
     return HostMemory(

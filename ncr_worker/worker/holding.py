@@ -34,7 +34,6 @@ class Held:
     sent_at: float
     picked_at: float = field(default_factory=time.monotonic)
     pidfd: int | None = None
-    pid: int = 0
     reserved: int = 0  # as last seen
     ordered_at: float | None = None
 
@@ -129,7 +128,7 @@ class Holding:
                 self._inquire(index)
             return
         if held.pidfd is None:
-            held.pid, held.pidfd = slot.pid, open_pid(slot.pid)
+            held.pidfd = open_pid(slot.pid)
         if slot.phase is Phase.LEFT:
             self._release(index)
         elif slot.phase is Phase.LEFT_DIRTY:

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ncr_worker.board import Board
-from ncr_worker.memory.domain import Domain
-from ncr_worker.memory.live import EVERY, LiveMemory, Load, Use
+from ncr_worker.memory.live import EVERY, LiveMemory, Snapshot, Use
 from ncr_worker.worker.feeder import Feeder
 
 log = logging.getLogger(__name__)
@@ -21,7 +20,7 @@ PERIOD = 1.0
 @contextmanager
 def showing_memory(board: Board, feeder: Feeder) -> Iterator[None]:
     """While entered. What goes wrong here never touches a job."""
-    live, domain, stop = LiveMemory(board), Domain(feeder.settings.host_memory_bytes), threading.Event()
+    live, stop = LiveMemory(board), threading.Event()
 
     def show() -> None:
         kept = 0.0
@@ -29,7 +28,7 @@ def showing_memory(board: Board, feeder: Feeder) -> Iterator[None]:
             keep = time.monotonic() - kept >= EVERY - PERIOD / 2
             kept = time.monotonic() if keep else kept
             try:
-                live.show(feeder.settings.host, load_of(feeder, domain), keep=keep)
+                live.show(feeder.settings.host, snapshot(feeder), keep=keep)
             except Exception:  # nobody needs it but people; the next second may be better
                 log.exception("the memory of this host was not shown")
 
@@ -42,11 +41,10 @@ def showing_memory(board: Board, feeder: Feeder) -> Iterator[None]:
         thread.join(2)
 
 
-def load_of(feeder: Feeder, domain: Domain) -> Load:
-    """As it is now. `domain`: of this thread alone."""
-    load, reading = feeder.watch.load(), domain.read()
+def snapshot(feeder: Feeder) -> Snapshot:
+    load, reading = feeder.watch.load(), feeder.watch.reading
     ids = {held.job.token: held.job.job_id for held in dict(feeder.held).values()}
-    return Load(
+    return Snapshot(
         at=time.time(),
         limit=load.limit,
         budget=load.budget,

@@ -24,7 +24,7 @@ from ncr_worker.app import App
 from ncr_worker.job import TERMINAL, Event, Job, NewJob, State
 from ncr_worker.ledger import Offer, schema
 from ncr_worker.ledger.tables import checkpoint, hold, host
-from ncr_worker.pipeline import Args
+from ncr_worker.pipeline import GIB, Args
 from ncr_worker.pipelines.deliver.catalog import delivery_history, job_details, job_files
 from ncr_worker.sandbox.process import ServerProcess
 from ncr_worker.sandbox.s3 import S3
@@ -273,13 +273,14 @@ class Stack:
 
     def pick_in_the_name_of(self, worker: Worker) -> str:
         """A job that the ledger counts as dispatched to a host that knows nothing of it."""
+        room = 1 * GIB  # what its kind needs may have been learned meanwhile
         while True:
             number = uuid4().hex[:8]
             args = {"name": f"orphan-{number}"}
             job_id = str(uuid4())
             self.app.ledger.intake.submit([NewJob(job_id, "counter", 1, args["name"], "", args, 0)])  # wakes nobody
             self.jobs.append(job_id)
-            picked = self.app.ledger.queue.pick(Offer(worker.host_id, 1, 0, False, 0))
+            picked = self.app.ledger.queue.pick(Offer(worker.host_id, 1, room, False, room))
             if [job.job_id for job in picked] == [job_id]:
                 return job_id
 

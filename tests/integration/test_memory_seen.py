@@ -22,19 +22,19 @@ from ncr_worker.board import Board
 from ncr_worker.job import Reason, State
 from ncr_worker.ledger import HostFigures, Offer
 from ncr_worker.ledger.observations import Seen, note
-from ncr_worker.memory.live import LiveMemory, Load, Use
+from ncr_worker.memory.live import LiveMemory, Snapshot, Use
 from ncr_worker.pipeline import GIB, MIB
 from ncr_worker.pipelines.deliver import PIPELINE
 from ncr_worker.sandbox.valkey import Valkey
-from ncr_worker.worker.memory import load_of, showing_memory
+from ncr_worker.worker.memory import showing_memory, snapshot
 
 NOBODY = "0b0f9f0e-6f0c-4a46-9d5e-0f3f0b1f2a3c"
 
 
-def load(**changes: Any) -> Load:
+def load(**changes: Any) -> Snapshot:
     usual: dict[str, Any] = {"at": time.time(), "limit": 8 * GIB, "budget": 5 * GIB, "others": GIB, "running": 1}
     usual |= {"reserved": 96 * MIB, "observed": 40 * MIB, "swap": 0, "pressure": 1.5}
-    return Load(**usual | changes)
+    return Snapshot(**usual | changes)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_worker_shows_its_host_and_each_job(live: LiveMemory, valkey: Valkey, 
         feeder = started(host, nobody)
         job_id = host.submit(need=70 * MIB)
         feeder.round()
-        shown = load_of(feeder, feeder.watch.domain)
+        shown = snapshot(feeder)
         assert [(use.job_id, use.reserved) for use in shown.jobs] == [(job_id, 70 * MIB)]
         assert (shown.limit, shown.running, shown.reserved) == (1000 * MIB, 1, 70 * MIB)
         with showing_memory(host.board, feeder):
