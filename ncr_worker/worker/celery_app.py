@@ -142,7 +142,8 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "worker_prefetch_multiplier": 4,
         "worker_max_tasks_per_child": settings.celery_worker_max_tasks_per_child,
         "worker_max_memory_per_child": recycling.POOL_LIMIT,
-        "worker_send_task_events": True,
+        # Flower asks for them while it runs. They cost the main loop as much as all else that it does.
+        "worker_send_task_events": False,
         "worker_hijack_root_logger": False,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "beat_scheduler": "ncr_worker.worker.schedule:Beat",
