@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from ncr_worker.sql import Database, now
 
 __all__ = ["WINDOW", "Offer", "Picked", "Queue"]
 
-SERVES = 0.2  # seconds for which what was read ahead serves, when there is news
+SERVES = 0.2  # seconds for which what was read ahead serves, when there is news; and what it was foreseen to need
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Queue:
         self.batch_timeout = batch_timeout
         self.foresee: Foresee | None = None
         self._ahead: Ahead | None = None
+        self._foreseen_at = 0.0  # monotonic seconds
         self._spent: dict[str, float] = {}  # by tenants since the last look
         self._passed: Counter[int] = Counter()  # since the last look
 
@@ -81,14 +83,22 @@ class Queue:
         ahead, self._ahead = self._ahead, None  # should this go wrong, the next pick looks again
         if fresh or ahead is None:
             picked, self._ahead = self.database.transact(lambda connection: self._pick(connection, offer))
-        elif (plan := self._plan(None, offer, ahead)).round.taken:
-            batches = any(waiting.batch_id for waiting in plan.round.taken)
-            picked, self._ahead = self.database.transact(
-                lambda connection: self._pick_from(connection, offer, ahead, None if batches else plan)
-            )
-        else:
-            picked, self._ahead = [], ahead
+            return picked
+        ahead = self._foreseen(ahead)
+        if not (plan := self._plan(None, offer, ahead)).round.taken:
+            self._ahead = ahead
+            return []
+        batches = any(waiting.batch_id for waiting in plan.round.taken)
+        picked, self._ahead = self.database.transact(
+            lambda connection: self._pick_from(connection, offer, ahead, None if batches else plan)
+        )
         return picked
+
+    def _foreseen(self, ahead: Ahead) -> Ahead:
+        if self.foresee is None or time.monotonic() - self._foreseen_at < SERVES:
+            return ahead
+        self._foreseen_at = time.monotonic()
+        return ahead.foreseen(self.foresee)
 
     def _pick(self, connection: Connection, offer: Offer) -> tuple[list[Picked], Ahead | None]:
         if connection.execute(select(work_paused())).scalar_one():

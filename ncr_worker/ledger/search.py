@@ -24,17 +24,28 @@ _FIELDS = len(Waiting.__dataclass_fields__)
 
 Foresee = Callable[[str, int, int | None, int | None], int | None]
 """Kind, version, input bytes and declared bytes of a job -> the bytes it will need; None when nothing is known."""
+Facts = tuple[int, int | None, int | None]
+"""Version, input bytes and declared bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """Candidates that were read and not taken yet. `tenants`: who has queued jobs, in fair order; `used`: their
-    byte-seconds then. `whole`: there was nothing else in the backlog."""
+    """Candidates that were read and not taken yet. `facts`: of those whose need is foreseen, by number. `tenants`: who
+    has queued jobs, in fair order; `used`: their byte-seconds then. `whole`: there was nothing else in the backlog."""
 
     jobs: tuple[Waiting, ...]
+    facts: Mapping[int, Facts]
     tenants: tuple[str, ...]
     used: Mapping[str, float]
     whole: bool
+
+    def foreseen(self, foresee: Foresee) -> Ahead:
+        """By what is known now: each job that ends tells more of its kind."""
+        jobs = (
+            _foreseen(each, self.facts[each.number], foresee) if each.number in self.facts else each
+            for each in self.jobs
+        )
+        return replace(self, jobs=tuple(jobs))
 
 
 class Search:
@@ -53,6 +64,7 @@ class Search:
         self.foresee = foresee
         self.rooms: dict[str, int] = {}  # batch -> jobs it may still have out
         self._full: set[str] = set()
+        self._facts: dict[int, Facts] = {}
         self._credit = CREDIT * round_.room.limit
 
     def look(self, spent: Mapping[str, float]) -> Ahead:
@@ -71,7 +83,7 @@ class Search:
             if len(jobs) >= WINDOW and tenant != tenants[-1]:
                 whole = False
                 break
-        return Ahead(tuple(jobs), tuple(tenants), used, whole)
+        return Ahead(tuple(jobs), self._facts, tuple(tenants), used, whole)
 
     def go_through(self, jobs: Iterable[Waiting], used: Mapping[str, float]) -> None:
         """Offer the jobs to the round, in turn."""
@@ -124,11 +136,11 @@ class Search:
     def _waiting(self, row: tuple[Any, ...]) -> Waiting:
         """With what it will need as far as is known now: it may have been submitted when nothing was."""
         waiting = Waiting(*row[:_FIELDS])
-        version, input_bytes, declared, predicted = row[_FIELDS:]
+        *facts, predicted = row[_FIELDS:]
         if self.foresee is None or waiting.need != predicted:  # what it asked for itself is known better
             return waiting
-        need = self.foresee(waiting.kind, version, input_bytes, declared)
-        return waiting if need is None else replace(waiting, need=need)
+        self._facts[waiting.number] = known = (facts[0], facts[1], facts[2])
+        return _foreseen(waiting, known, self.foresee)
 
     def _room(self, batch_id: str) -> int:
         """Jobs that the batch may still have out. Its row is locked; none while another host picks from it."""
@@ -168,6 +180,11 @@ class Search:
             else:
                 self._execute(insert(share).values(tenant=tenant, used=used[tenant]))
         return used
+
+
+def _foreseen(waiting: Waiting, facts: Facts, foresee: Foresee) -> Waiting:
+    need = foresee(waiting.kind, *facts)
+    return waiting if need is None or need == waiting.need else replace(waiting, need=need)
 
 
 def _full_batches() -> Select[tuple[str | None]]:

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ncr_worker.ledger.observations import KEPT, Observations, Seen
-from ncr_worker.memory.predictor import Observation, Prediction, Predictor
+from ncr_worker.memory.predictor import Fit, Observation, Prediction, Predictor
 from ncr_worker.sql import Database, DatabaseAway
 
 log = logging.getLogger(__name__)
 
 MEASURES = ("input_bytes", "declared")
-SERVES = 1.0  # seconds for which what was read of the ledger serves: one job more or less changes little
+SERVES = 1.0  # seconds for which what was read of the ledger serves: one job more or less changes little,
+FEW = 20  # ... unless they are but so few
+SERVES_FEW = 0.2
 
 
 @dataclass(slots=True)
@@ -48,6 +50,16 @@ class _Known:
         return {"input_bytes": input_bytes, "declared": declared}.get(self.measure or "")
 
 
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """A prediction and what it rests on. `measure`: as in _Known; `size`: this job's by that measure, in bytes."""
+
+    prediction: Prediction
+    fit: Fit
+    measure: str | None
+    size: int | None
+
+
 class Needs:
     """`learned`: whether what was observed counts at all. Safe to share between threads."""
 
@@ -68,6 +80,14 @@ class Needs:
             known = self._read(kind, stage)
             return known.predictor.predict(kind, version, known.size(input_bytes, declared), declared)
 
+    def basis(self, kind: str, version: int, stage: str | None, input_bytes: int | None, declared: int) -> Basis:
+        """As `predict`, with what it rests on: for people."""
+        found = self.predict(kind, version, stage, input_bytes, declared)
+        with self._lock:
+            known = self._read(kind, stage)
+            fit, size = known.predictor.fit(kind, version), known.size(input_bytes, declared)
+        return Basis(found, fit, known.measure, size)
+
     def foresee(self, kind: str, version: int, input_bytes: int | None, declared: int | None) -> int | None:
         """Bytes that a job which waits will need, by what is known now; None when nothing is."""
         found = self.predict(kind, version, None, input_bytes, declared or 0)
@@ -75,7 +95,7 @@ class Needs:
 
     def _read(self, kind: str, stage: str | None) -> _Known:
         known = self._known.setdefault((kind, stage), _Known())
-        if time.monotonic() - known.read_at > SERVES:
+        if time.monotonic() - known.read_at > (SERVES if len(known.seen) > FEW else SERVES_FEW):
             known.read_at = time.monotonic()
             try:
                 known.last, news = self.observations.since(kind, stage, known.last)

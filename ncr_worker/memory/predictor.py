@@ -24,7 +24,7 @@ PRIOR = 20  # observations below which a version leans on its predecessors
 FAILURE = 10.0  # times a failed attempt's byte-seconds: it also holds a slot, and its retry delays what comes after
 MARGINS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 FIRST = 0.1  # margin while one job is all that is known
-NOISE = 32 << 20  # bytes by which two runs of the same work differ: allocators, buffers, the order of threads
+NOISE = 16 << 20  # bytes by which two runs of the same work differ: allocators, buffers, the order of threads
 RANKS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24)  # of the largest ratios, as factors: more failures are never worth it
 STALE = 8  # one part of so many that is new makes a fit anew
 
@@ -42,7 +42,8 @@ class Observation:
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """`need`: bytes. `base`: name of the curve, or declared, largest, doubled. `quantile`: share (0..1) of the earlier
-    jobs that factor times curve holds before `margin` (0.05: 5 %). `samples`: what it rests on. `why`: plain words."""
+    jobs that factor times curve holds before `margin` (0.05: 5 %). `samples`: what it rests on. `why`: plain words.
+    `line`: bytes that factor times curve says, without `margin` and NOISE; None where there is no curve."""
 
     need: int
     base: str
@@ -50,6 +51,7 @@ class Prediction:
     margin: float
     samples: int
     why: str
+    line: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +66,14 @@ class Choice:
 
 
 class Fit:
-    """What a history says. `weights`: how much each observation counts, 1 by default."""
+    """What a history says. `earlier`: of versions before it; the more of its own there are, the less they count."""
 
-    def __init__(self, history: Sequence[Observation], weights: Sequence[float] | None = None) -> None:
-        seen = max((each.peak for each in history if not each.killed), default=0)
-        self._seen = seen
-        told = [index for index, each in enumerate(history) if not each.killed or each.peak > seen]
-        weights = [1.0 if weights is None else weights[index] for index in told]
-        history = [history[index] for index in told]
+    def __init__(self, own: Sequence[Observation], earlier: Sequence[Observation] = ()) -> None:
+        self.own, self.earlier = tuple(own), tuple(earlier)
+        self._seen = seen = max((each.peak for each in chain(earlier, own) if not each.killed), default=0)
+        weighted = chain(((each, 1 / (1 + len(own))) for each in earlier), ((each, 1.0) for each in own))
+        told = [(each, weight) for each, weight in weighted if not each.killed or each.peak > seen]
+        history, weights = [each for each, _ in told], [weight for _, weight in told]
         # How much more a killed one needed is unknown until another that needed as much has ended: twice, as its retry.
         peaks = [max(2 * each.peak if each.killed else each.peak, 1) for each in history]
         self.samples = len(history)
@@ -106,10 +108,11 @@ class Fit:
         return last.peak > self.predict(last.input_bytes, 0).need
 
     def _learned(self, choice: Choice, given: float) -> Prediction:
-        need = int(choice.factor * choice.curve.at(given) * (1 + choice.margin)) + NOISE
+        line = choice.factor * choice.curve.at(given)
+        need = int(line * (1 + choice.margin)) + NOISE
         quantile = 1 - choice.rank / self.samples
         why = f"{choice.curve.name} that holds {quantile:.0%} of {self.samples} jobs, and {choice.margin:.1%}"
-        return Prediction(need, choice.curve.name, quantile, choice.margin, self.samples, why)
+        return Prediction(need, choice.curve.name, quantile, choice.margin, self.samples, why, int(line))
 
     def _again(self, failed: int, declared: int) -> Prediction:
         need = grown(failed, failed, self._seen, declared)
@@ -150,10 +153,13 @@ class Predictor:
 
     def predict(self, kind: str, version: int, input_bytes: int | None, declared: int, failed: int = 0) -> Prediction:
         """As Fit.predict. Microseconds, and a millisecond when what was learned of the kind asks for a new fit."""
+        return self.fit(kind, version).predict(input_bytes, declared, failed)
+
+    def fit(self, kind: str, version: int) -> Fit:
         known = self._known(kind, version)
         if known.fit is None:
             known.fit, known.news = self._fit(kind, version), 0
-        return known.fit.predict(input_bytes, declared, failed)
+        return known.fit
 
     def _known(self, kind: str, version: int) -> _Known:
         return self._kinds.setdefault(kind, {}).setdefault(version, _Known())
@@ -163,7 +169,7 @@ class Predictor:
         own = versions[version].recent
         earlier = (reversed(versions[each].recent) for each in sorted(versions, reverse=True) if each < version)
         prior = list(islice(chain.from_iterable(earlier), max(PRIOR - len(own), 0)))
-        return Fit([*reversed(prior), *own], [1 / (1 + len(own))] * len(prior) + [1.0] * len(own))
+        return Fit(own, prior[::-1])
 
 
 def _cheapest(curve: Curve, peaks: Sequence[int], times: Sequence[float]) -> Choice:

@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 from ledgers import (
     LEASE,
+    OVERTAKE_LIMIT,
     alter,
     claim,
-    emptied,
-    figures,
     new_job,
     offer,
     start,
@@ -21,6 +20,7 @@ from sqlalchemy import select
 
 from ncr_worker.job import Job, NewBatch, Reason, State
 from ncr_worker.ledger import Checkpoint, Ledger, Offer
+from ncr_worker.ledger import queue as queue_module
 from ncr_worker.ledger.pauses import Pauses, Scope
 from ncr_worker.ledger.queue import WINDOW
 from ncr_worker.ledger.tables import job as job_table
@@ -29,14 +29,7 @@ from ncr_worker.picking import CREDIT
 from ncr_worker.pipeline import MIB
 from ncr_worker.sql import Database
 
-OVERTAKE_LIMIT = 2
-
-
-@pytest.fixture
-def ledger(database: Database) -> Ledger:
-    ledger = emptied(database, overtake_limit=OVERTAKE_LIMIT)
-    ledger.hosts.register("h1", "first", figures())
-    return ledger
+pytestmark = pytest.mark.usefixtures("with_hosts")
 
 
 def other_process(ledger: Ledger) -> Ledger:
@@ -346,6 +339,15 @@ def test_a_job_that_waited_is_picked_with_what_is_known_then(ledger: Ledger) -> 
     [found] = ledger.queue.pick(offer(slots=1, free=100))
     job = ledger.reads.job(first)
     assert (found.job_id, found.reserved, job.reserved, job.need, job.predicted) == (first, *[90 * MIB] * 4)
+
+
+def test_what_was_read_ahead_follows_what_is_learned(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue_module, "SERVES", 0.0)
+    queued(ledger, "ann", 3, need=500)
+    ledger.queue.foresee = lambda _kind, _version, _size, _declared: 90 * MIB
+    [_first] = ledger.queue.pick(offer(slots=1, free=100))
+    ledger.queue.foresee = lambda _kind, _version, _size, _declared: 40 * MIB
+    assert [each.reserved for each in ledger.queue.pick(offer(slots=2, free=100), fresh=False)] == [40 * MIB] * 2
 
 
 def test_what_a_job_has_asked_for_itself_is_not_foretold_away(ledger: Ledger) -> None:

