@@ -100,7 +100,7 @@ class Runner:
             declared = run.pipeline.need(stage, parcel)
             need = self.needs.predict(run.job.kind, run.job.version, stage.name, parcel.size, declared).need
             if stage.name == claim.stopped_at and run.job.need > (run.job.predicted or 0):
-                need = max(need, run.job.need)  # it stopped here, for want of so much
+                need = run.job.need  # it stopped here, for want of so much
             if need > run.slot.reserved * LITTLE:
                 if not run.slot.ask(need):
                     raise NeedsMemory(need)

@@ -25,7 +25,7 @@ from ncr_worker.sandbox.sftp import SFTP
 from ncr_worker.sandbox.validator import Validator
 from ncr_worker.sandbox.valkey import Valkey
 
-pytest_plugins = ["ledgers", "running"]
+pytest_plugins = ["ledgers", "engine", "running"]
 
 S = TypeVar("S", bound=ServerProcess)
 RUN_MARK = "NCR_TEST_RUN"

@@ -1,4 +1,7 @@
-"""A worker host for tests: its settings, ledger, slots and runner, and pool children that are real forks."""
+"""A worker host for tests: its settings, ledger, slots and runner, and pool children that are real forks.
+
+A plugin for its fixtures: conftest.py names it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ledgers import figures, new_job, opened
 
 from ncr_worker.board import Board
@@ -26,7 +30,10 @@ from ncr_worker.runner import Runner
 from ncr_worker.sandbox.process import free_port
 from ncr_worker.settings import Settings
 from ncr_worker.sql import Database
+from ncr_worker.worker import holding
 from ncr_worker.worker.feeder import Feeder
+
+HEARTBEAT = 0.2
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
@@ -72,6 +79,13 @@ class Children:
             with suppress(ProcessLookupError):
                 self.kill(pid)
             self.wait(pid)
+
+
+@pytest.fixture
+def children() -> Iterator[Children]:
+    children = Children()
+    yield children
+    children.close()
 
 
 class Note(Args):
@@ -147,6 +161,21 @@ def worker_host(folder: Path, **changes: Any) -> Iterator[WorkerHost]:
         resources.callback(host.board.close)
         host.ledger.hosts.register(settings.host, "test", figures(limit_bytes=1000 * GIB))
         yield host
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[WorkerHost]:
+    """As a worker's main process has it: forks do its database no harm. Its heart beats quickly."""
+    with worker_host(tmp_path, host_heartbeat=HEARTBEAT, host_lease=5.0) as host:
+        host.ledger.database.survive_forks()
+        yield host
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main process soon looks after a message that nobody has taken, and a job that does not obey."""
+    monkeypatch.setattr(holding, "RESEND", 0.15)
+    monkeypatch.setattr(holding, "ORDER_GRACE", 0.5)
 
 
 class Pool:

@@ -70,7 +70,7 @@ def honest(name: str) -> dict[str, Any]:
 
 def test_a_memory_error_fails_the_job_alone(host: Confined) -> None:
     culprit = Company(host).with_culprit("exhausted")
-    assert_out_of_memory(culprit)
+    assert_out_of_memory(host, culprit)
     assert "32 MiB were reserved; then 0 of 64 MiB; then 0 of 128 MiB" in str(culprit.error)
 
 
@@ -86,7 +86,7 @@ def test_a_job_that_uses_four_times_what_it_said_gets_it_later(host: Confined, d
 def test_a_job_that_no_host_can_hold_fails_with_its_history(host: Confined, deaf: bool) -> None:
     company = Company(host)
     culprit = company.with_culprit("storm", need=300 * MIB, touch=1200 * MIB, seconds=2.0, deaf=deaf)
-    assert_out_of_memory(culprit)
+    assert_out_of_memory(host, culprit)
     assert culprit.number not in host.done()
 
 
@@ -98,10 +98,24 @@ def test_a_hundred_subprocesses_are_gone_when_their_job_has_ended(host: Confined
     assert_gone(pids)
 
 
-def assert_out_of_memory(culprit: Job) -> None:
-    """It has failed, and its message tells what each attempt used and had."""
+def test_subprocesses_that_use_too_much_are_ended_with_their_job(host: Confined, tmp_path: Path) -> None:
+    """Together they use more than the host has, each of them next to nothing."""
+    pids = tmp_path / "pids"
+    culprit = Company(host).with_culprit("swarm", pids=str(pids), count=100, each=8 * MIB)
+    assert_out_of_memory(host, culprit)
+    assert_gone(pids)
+
+
+def assert_out_of_memory(host: Confined, culprit: Job) -> None:
+    """It has failed after more than one attempt, each with more, and its message tells what each one used and had."""
     assert (culprit.state, culprit.error_code) == (State.FAILED, "out_of_memory"), culprit.error
-    assert re.search(r"used [\d,]+ MiB, [\d,]+ MiB were reserved; then [\d,]+ of [\d,]+ MiB", culprit.error or "")
+    events = host.app.ledger.reads.events(culprit.id)
+    ends = [re.fullmatch(r"out of memory: used (\S+) MiB, (\S+) MiB were reserved", str(one.reason)) for one in events]
+    told = re.findall(r"(\S+)(?: MiB, | of )(\S+) MiB", str(culprit.error))
+    assert told == [end.groups() for end in ends if end], culprit.error
+    had = [int(reserved.replace(",", "")) for _, reserved in told]
+    assert len(had) > 1
+    assert had == sorted(set(had))
 
 
 def assert_gone(pids: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +20,6 @@ from engine import (
     state,
     step,
     until,
-    worker_host,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -34,27 +31,7 @@ from ncr_worker.memory.slots import JobSlot, Slots
 from ncr_worker.pipeline import GIB, MIB
 from ncr_worker.worker import holding
 
-HEARTBEAT = 0.2
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[WorkerHost]:
-    with worker_host(tmp_path, host_heartbeat=HEARTBEAT, host_lease=5.0) as host:
-        host.ledger.database.survive_forks()
-        yield host
-
-
-@pytest.fixture
-def children() -> Iterator[Children]:
-    children = Children()
-    yield children
-    children.close()
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holding, "RESEND", 0.15)
-    monkeypatch.setattr(holding, "ORDER_GRACE", 0.5)
+pytestmark = pytest.mark.usefixtures("short_waits")
 
 
 # --- jobs that go well --------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from engine import (
     step,
     until,
     waiting,
-    worker_host,
 )
 from ledgers import alter
 
@@ -34,25 +33,11 @@ from ncr_worker.job import Event, Job, Reason, State
 from ncr_worker.ledger import Picked
 from ncr_worker.memory import watch as watch_module
 from ncr_worker.memory.slots import Order, Phase
-from ncr_worker.pipeline import MIB, Pipeline
+from ncr_worker.pipeline import GIB, MIB, Pipeline
 from ncr_worker.worker.feeder import Feeder
 from ncr_worker.worker.processes import has_ended, open_pid
 
 LIAR = 64  # MiB that a liar uses
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[WorkerHost]:
-    with worker_host(tmp_path, host_heartbeat=0.2, host_lease=5.0) as host:
-        host.ledger.database.survive_forks()
-        yield host
-
-
-@pytest.fixture
-def children() -> Iterator[Children]:
-    children = Children()
-    yield children
-    children.close()
 
 
 @pytest.fixture(autouse=True)
@@ -258,6 +243,20 @@ def test_after_its_attempts_it_fails_and_its_message_tells_them_all(host: Worker
     assert first.startswith("out of memory: used ")
     assert first.endswith(" MiB, 100 MiB were reserved")
     assert second.endswith(" of 200 MiB")
+
+
+def test_a_guess_at_its_need_does_not_deny_it_what_it_got_more(host: WorkerHost) -> None:
+    """All that is known of its kind is that it used 600 GiB and was ended: twice that fits no host."""
+
+    def work(_run: Any, _parcel: Tally) -> None:
+        host.slots.put(0, 4, 600 * GIB)  # its peak
+        raise MemoryError
+
+    kind, job_id = pipeline(step("pack", work)), host.submit(need=300 * GIB, max_attempts=2)
+    assert host.run(kind).need == 750 * GIB
+    alter(host.ledger, job_id, next_run_at=0.0)
+    job, first = host.run(kind), f"used {600 * 1024:,} MiB, {300 * 1024:,} MiB were reserved"
+    assert (job.attempt, job.error) == (2, f"out of memory: {first}; then {600 * 1024:,} of {750 * 1024:,} MiB")
 
 
 def test_a_job_that_is_told_to_leave_and_was_cancelled_ends_cancelled(host: WorkerHost) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine import (
+    HEARTBEAT,
     Children,
     Pool,
     Tally,
@@ -24,9 +24,8 @@ from engine import (
     step,
     until,
     waiting,
-    worker_host,
 )
-from ledgers import figures
+from ledgers import execute, figures
 from sqlalchemy import update
 
 from ncr_worker.job import Reason, State
@@ -36,27 +35,7 @@ from ncr_worker.pipeline import MIB
 from ncr_worker.sql import DatabaseAway
 from ncr_worker.worker import holding
 
-HEARTBEAT = 0.2
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[WorkerHost]:
-    with worker_host(tmp_path, host_heartbeat=HEARTBEAT, host_lease=5.0) as host:
-        host.ledger.database.survive_forks()
-        yield host
-
-
-@pytest.fixture
-def children() -> Iterator[Children]:
-    children = Children()
-    yield children
-    children.close()
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holding, "RESEND", 0.15)
-    monkeypatch.setattr(holding, "ORDER_GRACE", 0.5)
+pytestmark = pytest.mark.usefixtures("short_waits")
 
 
 # --- orders -------------------------------------------------------------------------------------------
@@ -128,7 +107,7 @@ def test_a_host_that_was_taken_for_dead_registers_again_and_stops_its_runs(
 
 def silence(host: WorkerHost, host_id: str) -> None:
     statement = update(host_table).where(host_table.c.id == host_id).values(seen_at=0.0)
-    host.ledger.database.transact(lambda c: c.execute(statement))
+    execute(host.ledger, statement)
 
 
 # --- reaping ------------------------------------------------------------------------------------------

@@ -21,13 +21,6 @@ from ncr_worker.metrics import FOLDER, CountedWork, Metrics, Reports, forget_oth
 
 
 @pytest.fixture
-def children() -> Iterator[Children]:
-    children = Children()
-    yield children
-    children.close()
-
-
-@pytest.fixture
 def metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Metrics]:
     """Of this process; prometheus_client is as before afterwards."""
     monkeypatch.setenv(FOLDER, "")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine import Children, Tally, WorkerHost, noting, pipeline, raising, soon, step, worker_host
+from engine import Children, Tally, WorkerHost, noting, pipeline, raising, soon, step
 from ledgers import alter, waits
 
 from ncr_worker.errors import Busy, GivenBack, NcrError, Rejected
@@ -15,12 +14,6 @@ from ncr_worker.job import Job, Reason, State
 from ncr_worker.memory.slots import Phase
 from ncr_worker.pipeline import MIB
 from ncr_worker.sql import Database, DatabaseAway
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[WorkerHost]:
-    with worker_host(tmp_path) as host:
-        yield host
 
 
 def folder(host: WorkerHost, job: Job) -> Path:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine import Tally, Work, WorkerHost, noting, pipeline, raising, soon, step, worker_host
+from engine import Tally, Work, WorkerHost, noting, pipeline, raising, soon, step
 from ledgers import alter, claim, holds, waits
 
 from ncr_worker.errors import GivenBack, Rejected
@@ -16,12 +15,6 @@ from ncr_worker.job import Event, Job, Reason, State
 from ncr_worker.ledger import Checkpoint
 from ncr_worker.memory.slots import Order, Phase
 from ncr_worker.pipeline import MIB
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[WorkerHost]:
-    with worker_host(tmp_path) as host:
-        yield host
 
 
 def folder(host: WorkerHost, job: Job) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Iterator
 
 import pytest
 from engine import Children, eventually
@@ -19,13 +18,6 @@ FREE = Slot(0, 0, 0, 0, Phase.FREE, Order.NONE, 0)
 @pytest.fixture
 def slots() -> Slots:
     return Slots(3)
-
-
-@pytest.fixture
-def children() -> Iterator[Children]:
-    children = Children()
-    yield children
-    children.close()
 
 
 def rings(slots: Slots) -> bool:

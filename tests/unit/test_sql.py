@@ -34,13 +34,6 @@ def database(url: str) -> Iterator[Database]:
     database.close()
 
 
-@pytest.fixture
-def children() -> Iterator[Children]:
-    children = Children()
-    yield children
-    children.close()
-
-
 def value(database: Database) -> int:
     return int(database.read(lambda c: c.execute(select(counter.c.n)).scalar_one()))
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,13 +88,6 @@ def obedient(mine: JobSlot) -> None:
 def is_over(pid: int) -> bool:
     descriptor = open_pid(pid)
     return descriptor is None or has_ended(descriptor, close=True)
-
-
-@pytest.fixture
-def children() -> Iterator[Children]:
-    children = Children()
-    yield children
-    children.close()
 
 
 @pytest.fixture

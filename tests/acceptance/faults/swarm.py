@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from ncr_worker.pipeline import MIB, Args, Parcel, Pipeline, Run, stage
 
 
 class SwarmArgs(Args):
-    """`count` processes that touch `each` bytes. They write their pids to the file `pids`, and live until they are
-    ended; `away`: each in a session of its own."""
+    """`count` processes that touch `each` bytes. Each run adds theirs to the file `pids`; they live until they are
+    ended. `away`: each in a session of its own."""
 
     name: str
     pids: Path
@@ -41,12 +42,19 @@ signal.pause()
 def swarm(run: Run, parcel: Swarm) -> Swarm:
     args = parcel.args
     command = [sys.executable, "-ISc", BEE, str(args.pids), str(args.each)]
+    args.pids.touch()
+    earlier = number_of(args.pids)
     for number in range(args.count):
         subprocess.Popen(command, start_new_session=args.away)
         run.advance(files=number, total_files=args.count)
-    while len(args.pids.read_text().split()) < args.count if args.pids.exists() else True:
+    while number_of(args.pids) < earlier + args.count:
         run.advance()
+        time.sleep(0.01)
     return parcel
+
+
+def number_of(pids: Path) -> int:
+    return len(pids.read_text().split())
 
 
 PIPELINE = Pipeline("swarm", SwarmArgs, Swarm, (swarm,), memory=64 * MIB, attempts=3)
