@@ -6,15 +6,17 @@ A plugin for its fixtures: conftest.py names it.
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from services import SqlServer
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Executable, select
 
 from ncr_worker.job import Job, NewJob
 from ncr_worker.ledger import HostFigures, Ledger, Offer, Picked, schema
@@ -22,8 +24,11 @@ from ncr_worker.ledger.tables import hold, job, metadata
 from ncr_worker.pipeline import MIB
 from ncr_worker.sql import Database
 
+G = TypeVar("G")
+A = TypeVar("A")
 DATABASES = ("sqlite", "mariadb", "postgresql")
 LEASE = 60.0
+OVERTAKE_LIMIT = 2
 _claimants = itertools.count(1)
 
 
@@ -46,6 +51,13 @@ def ledger(database: Database) -> Ledger:
     return emptied(database)
 
 
+@pytest.fixture
+def with_hosts(ledger: Ledger) -> None:
+    """Two hosts are up, of 1000 MiB each; on SQLite one."""
+    for host in ("h1",) if ledger.database.dialect == "sqlite" else ("h1", "h2"):
+        ledger.hosts.register(host, "first", figures())
+
+
 @contextmanager
 def opened(url: str) -> Iterator[Database]:
     """The database, migrated."""
@@ -55,7 +67,7 @@ def opened(url: str) -> Iterator[Database]:
     database.close()
 
 
-def emptied(database: Database, *, overtake_limit: int = 2, batch_timeout: float = 300) -> Ledger:
+def emptied(database: Database, *, overtake_limit: int = OVERTAKE_LIMIT, batch_timeout: float = 300) -> Ledger:
     """A ledger without any job or host."""
 
     def work(connection: Connection) -> None:
@@ -120,4 +132,21 @@ def holds(ledger: Ledger) -> dict[str, int]:
 
 def alter(ledger: Ledger, job_id: str, **values: Any) -> None:
     """Change columns of a job behind the ledger's back: the past, mostly."""
-    ledger.database.transact(lambda c: c.execute(job.update().where(job.c.id == job_id).values(**values)))
+    execute(ledger, job.update().where(job.c.id == job_id).values(**values))
+
+
+def execute(ledger: Ledger, statement: Executable, many: Sequence[dict[str, Any]] | None = None) -> None:
+    """Behind the ledger's back. `many`: rows to insert."""
+    ledger.database.transact(lambda c: c.execute(statement, many))
+
+
+def together(work: Callable[[G], A], given: Sequence[G]) -> list[A]:
+    """What `work` answers to each, called by as many threads that begin at the same moment."""
+    gate = threading.Barrier(len(given))
+
+    def begin(one: G) -> A:
+        gate.wait()
+        return work(one)
+
+    with ThreadPoolExecutor(len(given)) as pool:
+        return list(pool.map(begin, given))

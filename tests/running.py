@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Ncr
 from deliveries import World, a_world
 from engine import WorkerHost
 from ledgers import figures, opened
@@ -92,3 +93,10 @@ def world(s3: S3, validator: Validator, sftp: SFTP, tmp_path: Path) -> Iterator[
 def deliveries(world: World) -> Iterator[Deliveries]:
     with delivering(with_ledger(world)) as deliveries:
         yield deliveries
+
+
+@pytest.fixture
+def ncr(
+    deliveries: Deliveries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Ncr:
+    return Ncr(deliveries.host.settings, tmp_path, monkeypatch, capsys)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ledgers import alter, emptied, new_job, pick_one, start, submit
+from ledgers import alter, emptied, execute, new_job, pick_one, start, submit
 from sqlalchemy import insert
 
 from ncr_worker.errors import NotFound
@@ -56,10 +56,6 @@ def history(ledger: Ledger) -> History:
     return History(ledger.database)
 
 
-def remove(ledger: Ledger, job_id: str) -> None:
-    ledger.database.transact(lambda connection: connection.execute(job.delete().where(job.c.id == job_id)))
-
-
 def ids(lines: list[Line]) -> list[str]:
     return [line.id for line in lines]
 
@@ -81,7 +77,7 @@ def insert_rows(ledger: Ledger, rows: list[dict[str, Any]]) -> None:
     usual = {"version": 1, "ref": "A", "tenant": "ann", "args": {}, "priority": 0, "attempt": 0, "max_attempts": 5}
     usual |= {"round": 1, "need": 1, "reserved": 0, "passed": 0, "created_at": 0.0, "next_run_at": 0.0}
     values = [{**usual, "id": str(uuid.uuid4()), **row} for row in rows]
-    ledger.database.transact(lambda connection: connection.execute(insert(job), values))
+    execute(ledger, insert(job), values)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -137,7 +133,7 @@ def test_pages_have_every_job_once_while_new_ones_arrive_and_old_ones_go(ledger:
         seen += ids(page)
         before = page[-1].number
         submit(ledger)
-        remove(ledger, seen[-1])
+        execute(ledger, job.delete().where(job.c.id == seen[-1]))
     assert seen == there[::-1]
 
 
@@ -171,7 +167,7 @@ def test_pages_of_batches_have_each_once_also_those_of_one_moment(ledger: Ledger
     for number in range(7):
         add_batch(ledger, f"b{number}", jobs=number + 1)
     same = history.batch("b0").created_at
-    ledger.database.transact(lambda c: c.execute(batch.update().values(created_at=same)))
+    execute(ledger, batch.update().values(created_at=same))
     seen: list[tuple[str, int]] = []
     before = None
     while page := history.batches(before=before, limit=3):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from ledgers import (
@@ -18,6 +15,7 @@ from ledgers import (
     pick_one,
     start,
     submit,
+    together,
     waits,
 )
 
@@ -32,7 +30,6 @@ from ncr_worker.memory.admission import Admission, Limits
 from ncr_worker.memory.drain import Asked
 from ncr_worker.pipeline import MIB
 
-T = TypeVar("T")
 ONCE = Once("key-1", "f" * 64, "stored; no worker is up", 1_700_000_000.25)
 CRUEL = "a\0b\ud800c \N{CHAIR}"
 """NUL, and half a character, as broken JSON has it."""
@@ -45,18 +42,6 @@ def interrupted(ledger: Ledger, **changes: Any) -> Job:
     ledger.work.enter(job, "upload")
     ledger.work.give_back(job, reason=Reason.GIVEN_BACK)
     return ledger.reads.job(job.id)
-
-
-def together(work: Callable[[int], T], number: int = 6) -> list[T]:
-    """The answers of so many threads that begin at the same moment."""
-    gate = threading.Barrier(number)
-
-    def one(index: int) -> T:
-        gate.wait()
-        return work(index)
-
-    with ThreadPoolExecutor(number) as pool:
-        return list(pool.map(one, range(number)))
 
 
 # --- cancel of what has run before --------------------------------------------------------------------
@@ -189,7 +174,7 @@ def test_of_many_retries_at_once_one_is_the_new_round(ledger: Ledger) -> None:
             return conflict.code
         return "retried"
 
-    assert sorted(together(one)) == ["not_retryable"] * 5 + ["retried"]
+    assert sorted(together(one, range(6))) == ["not_retryable"] * 5 + ["retried"]
     assert ledger.reads.job(job.id).round == 2
 
 
@@ -246,7 +231,7 @@ def test_a_submit_that_is_refused_leaves_its_key_free(ledger: Ledger) -> None:
 @pytest.mark.parametrize("exclusive_key", [None, "target"])
 def test_one_key_from_many_at_once_is_one_job_and_one_answer(ledger: Ledger, exclusive_key: str | None) -> None:
     new = [new_job(exclusive_key=exclusive_key) for _ in range(6)]
-    answers = together(lambda number: ledger.intake.submit([new[number]], once=ONCE))
+    answers = together(lambda job: ledger.intake.submit([job], once=ONCE), new)
     [stored] = [job for job, answer in zip(new, answers, strict=True) if answer is None]
     assert [answer.job_ids for answer in answers if answer is not None] == [(stored.id,)] * 5
     assert History(ledger.database).queued() == 1
@@ -274,7 +259,7 @@ def test_a_pause_of_the_intake_does_not_stop_the_work(ledger: Ledger) -> None:
 
 def test_the_latest_pause_counts_and_many_at_once_are_one(ledger: Ledger) -> None:
     pauses = Pauses(ledger.database)
-    together(lambda index: pauses.pause(Scope.INTAKE, actor=f"ann-{index}"))
+    together(lambda index: pauses.pause(Scope.INTAKE, actor=f"ann-{index}"), range(6))
     pauses.pause(Scope.INTAKE, actor="bob", note="later")
     assert [(pause.actor, pause.note) for pause in pauses.active()] == [("bob", "later")]
 

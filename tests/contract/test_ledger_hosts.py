@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ledgers import LEASE, alter, claim, emptied, figures, pick_one, start, submit
+from ledgers import LEASE, alter, claim, emptied, execute, figures, pick_one, start, submit
 from sqlalchemy import update
 
 from ncr_worker.errors import ConfigError
@@ -32,7 +32,7 @@ def add_host(ledger: Ledger, host_id: str, *, silent_for: float = 0.0) -> None:
 
 def silence(ledger: Ledger, host_id: str, seconds: float) -> None:
     statement = update(host).where(host.c.id == host_id).values(seen_at=host.c.seen_at - seconds)
-    ledger.database.transact(lambda c: c.execute(statement))
+    execute(ledger, statement)
 
 
 def jobs_in_every_state_on(ledger: Ledger, host_id: str) -> tuple[str, Job, Job]:

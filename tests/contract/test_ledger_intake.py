@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
-from ledgers import alter, claim, holds, new_job, offer, pick_one, start, submit
+from ledgers import alter, claim, holds, new_job, offer, pick_one, start, submit, together
 
 from ncr_worker.errors import Cancelled, Conflict, NotFound
 from ncr_worker.history import History
@@ -65,19 +62,15 @@ def test_the_same_submit_again_changes_nothing(ledger: Ledger) -> None:
 
 
 def test_one_of_many_submits_for_one_key_wins_and_the_others_learn_of_it(ledger: Ledger) -> None:
-    gate = threading.Barrier(6)
-
     def one(_number: int) -> str:
         new = new_job(exclusive_key="target")
-        gate.wait()
         try:
             ledger.intake.submit([new])
         except Conflict as conflict:
             return conflict.code
         return new.id
 
-    with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(one, range(6)))
+    answers = together(one, range(6))
     [winner] = set(answers) - {"already_active"}
     assert answers.count("already_active") == 5
     assert holds(ledger) == {"target": ledger.reads.job(winner).number}
@@ -85,14 +78,7 @@ def test_one_of_many_submits_for_one_key_wins_and_the_others_learn_of_it(ledger:
 
 def test_one_job_submitted_by_many_at_once_is_one_job(ledger: Ledger) -> None:
     new = new_job(exclusive_key="tick")
-    gate = threading.Barrier(6)
-
-    def one(_number: int) -> None:
-        gate.wait()
-        ledger.intake.submit([new])
-
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(one, range(6)))
+    together(lambda _number: ledger.intake.submit([new]), range(6))
     assert [event.state for event in ledger.reads.events(new.id)] == ["queued"]
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 from ledgers import (
+    OVERTAKE_LIMIT,
     alter,
     claim,
-    emptied,
     figures,
     new_job,
     offer,
     pick_one,
     start,
     submit,
+    together,
 )
 
 from ncr_worker.history import History
@@ -26,17 +25,7 @@ from ncr_worker.ledger.queue import WINDOW
 from ncr_worker.pipeline import MIB
 from ncr_worker.sql import Database
 
-OVERTAKE_LIMIT = 2
-
-
-@pytest.fixture
-def ledger(database: Database) -> Ledger:
-    """Two hosts are up, of 1000 MiB each; on SQLite one."""
-    ledger = emptied(database, overtake_limit=OVERTAKE_LIMIT)
-    ledger.hosts.register("h1", "first", figures())
-    if database.dialect != "sqlite":
-        ledger.hosts.register("h2", "first", figures())
-    return ledger
+pytestmark = pytest.mark.usefixtures("with_hosts")
 
 
 def queued(ledger: Ledger, *sizes: int, **changes: object) -> list[str]:
@@ -198,11 +187,8 @@ def test_a_full_batch_is_no_reason_to_stop_looking(ledger: Ledger) -> None:
 @pytest.mark.parametrize("size", [1, 3])
 def test_two_hosts_picking_at_once_never_have_more_of_a_batch_out_than_its_size(ledger: Ledger, size: int) -> None:
     jobs = batch_of(ledger, 14, size)
-    hosts = ("h1", "h2")
-    gate = threading.Barrier(2)
 
     def feed(host: str) -> list[int]:
-        gate.wait()
         out = []
         while any(job.state is State.QUEUED for job in History(ledger.database).lines_of("b")):
             found = ledger.queue.pick(offer(host, slots=10))
@@ -211,8 +197,7 @@ def test_two_hosts_picking_at_once_never_have_more_of_a_batch_out_than_its_size(
                 ledger.work.finish(claim(ledger, one), State.SUCCEEDED)
         return out
 
-    with ThreadPoolExecutor(2) as pool:
-        most = max(out for seen in pool.map(feed, hosts) for out in seen)
+    most = max(out for seen in together(feed, ["h1", "h2"]) for out in seen)
     assert 1 <= most <= size
     assert History(ledger.database).batch("b").counts == {State.SUCCEEDED: len(jobs)}
     starts = [event for job_id in jobs for event in ledger.reads.events(job_id) if event.state == "dispatched"]
@@ -221,17 +206,14 @@ def test_two_hosts_picking_at_once_never_have_more_of_a_batch_out_than_its_size(
 
 def test_two_hosts_picking_at_once_never_get_the_same_job(ledger: Ledger) -> None:
     jobs = queued(ledger, *[1] * 20)
-    gate = threading.Barrier(2)
 
     def feed(host: str) -> list[str]:
-        gate.wait()
         taken: list[str] = []
         while any(job.state is State.QUEUED for job in ledger.reads.jobs(jobs)):
             taken += picked(ledger, offer(host, slots=3))
         return taken
 
-    with ThreadPoolExecutor(2) as pool:
-        one, two = pool.map(feed, ("h1", "h2"))
+    one, two = together(feed, ["h1", "h2"])
     assert sorted(one + two) == sorted(jobs)
 
 

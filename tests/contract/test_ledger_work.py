@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from ledgers import (
@@ -16,6 +14,7 @@ from ledgers import (
     pick_one,
     start,
     submit,
+    together,
     waits,
 )
 
@@ -51,14 +50,11 @@ def test_a_claim_counts_the_attempt_before_any_work(ledger: Ledger) -> None:
 
 def test_of_five_claims_at_once_one_gets_the_job(ledger: Ledger) -> None:
     picked = dispatched(ledger)
-    gate = threading.Barrier(5)
 
     def one(number: int) -> bool:
-        gate.wait()
         return ledger.work.claim(picked.job_id, picked.token, f"{number}-x", "plan") is not None
 
-    with ThreadPoolExecutor(5) as pool:
-        assert sorted(pool.map(one, range(5))) == [False, False, False, False, True]
+    assert sorted(together(one, range(5))) == [False, False, False, False, True]
     assert ledger.reads.job(picked.job_id).attempt == 1
     assert [event.state for event in ledger.reads.events(picked.job_id)].count("running") == 1
 
@@ -215,18 +211,15 @@ def test_a_job_that_waits_keeps_its_key(ledger: Ledger) -> None:
 
 def test_of_many_jobs_that_want_a_key_at_once_one_gets_it(ledger: Ledger) -> None:
     jobs = [start(ledger) for _ in range(5)]
-    gate = threading.Barrier(5)
 
     def one(job: Job) -> bool:
-        gate.wait()
         try:
             ledger.work.hold(job, "target")
         except GivenBack:
             return False
         return True
 
-    with ThreadPoolExecutor(5) as pool:
-        assert sorted(pool.map(one, jobs)) == [False, False, False, False, True]
+    assert sorted(together(one, jobs)) == [False, False, False, False, True]
 
 
 def test_a_cancelled_job_takes_no_key(ledger: Ledger) -> None:

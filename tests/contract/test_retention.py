@@ -7,6 +7,7 @@ from ledgers import (
     LEASE,
     alter,
     claim,
+    execute,
     figures,
     new_job,
     offer,
@@ -46,8 +47,7 @@ def ended(ledger: Ledger, *, days: float, state: State = State.FAILED, kind: str
 
 def age(ledger: Ledger, *job_ids: str, days: float) -> None:
     """Move the end of these jobs into the past."""
-    past = update(job).where(job.c.id.in_(job_ids)).values(finished_at=job.c.finished_at - days * DAY)
-    ledger.database.transact(lambda connection: connection.execute(past))
+    execute(ledger, update(job).where(job.c.id.in_(job_ids)).values(finished_at=job.c.finished_at - days * DAY))
 
 
 def left(ledger: Ledger) -> set[str]:
@@ -99,7 +99,7 @@ def test_all_that_belongs_to_a_job_goes_with_it_and_nothing_of_others(ledger: Le
     old, new = ended(ledger, days=31), ended(ledger, days=1)
     numbers = {job_id: ledger.reads.job(job_id).number for job_id in (old, new)}
     points = [{"job_number": n, "position": 0, "stage": "plan", "parcel": "{}"} for n in numbers.values()]
-    ledger.database.transact(lambda connection: connection.execute(checkpoint.insert(), points))
+    execute(ledger, checkpoint.insert(), points)
     trail = ledger.reads.events(new)
     assert sum(retention.remove_jobs(TERMS)) == 1
     assert ledger.reads.events(new) == trail
@@ -111,8 +111,8 @@ def test_many_go_in_chunks_the_oldest_first(ledger: Ledger, retention: Retention
     ledger.intake.submit(jobs)
     for new in jobs[3::400]:  # some of those between are kept
         ledger.intake.cancel(new.id, actor="ann")
-    over = update(job).where(job.c.state == State.QUEUED).values(state=State.FAILED.value, finished_at=1000.0)
-    ledger.database.transact(lambda connection: connection.execute(over))
+    over = {"state": State.FAILED.value, "finished_at": 1000.0}
+    execute(ledger, update(job).where(job.c.state == State.QUEUED).values(**over))
     kept = {new.id for new in jobs[3::400]}
     removal = retention.remove_jobs(TERMS)
     assert next(removal) == CHUNK
@@ -158,15 +158,14 @@ def test_only_batches_without_any_job_go(ledger: Ledger, retention: Retention) -
 
 def test_many_empty_batches_go_in_chunks(ledger: Ledger, retention: Retention) -> None:
     many = [{"id": f"b{n}", "tenant": "", "total": 1, "size": 5, "created_at": 1.0} for n in range(CHUNK + 1)]
-    ledger.database.transact(lambda connection: connection.execute(batch.insert(), many))
+    execute(ledger, batch.insert(), many)
     assert list(retention.remove_batches()) == [CHUNK, 1]
 
 
 def test_keys_go_after_their_hours(ledger: Ledger, retention: Retention) -> None:
     for key in ("old", "new"):
         ledger.intake.submit([new_job()], once=Once(key, "f", "", 0.0))
-    past = update(once).where(once.c.key == "old").values(created_at=once.c.created_at - 25 * HOUR)
-    ledger.database.transact(lambda connection: connection.execute(past))
+    execute(ledger, update(once).where(once.c.key == "old").values(created_at=once.c.created_at - 25 * HOUR))
     assert list(retention.remove_keys(TERMS)) == [1]
     assert ledger.intake.stored("old", "f") is None
     assert ledger.intake.stored("new", "f") is not None
@@ -178,8 +177,7 @@ def watch(ledger: Ledger) -> Watch:
 
 
 def silence(ledger: Ledger, seconds: float) -> None:
-    past = update(host).values(seen_at=host.c.seen_at - seconds)
-    ledger.database.transact(lambda connection: connection.execute(past))
+    execute(ledger, update(host).values(seen_at=host.c.seen_at - seconds))
 
 
 def test_jobs_of_a_silent_and_of_an_unknown_host_are_found(ledger: Ledger) -> None:
@@ -223,8 +221,7 @@ def test_jobs_that_are_due_for_long_are_found_with_their_reason(ledger: Ledger) 
 def test_of_very_many_the_oldest_are_named_and_all_are_counted(ledger: Ledger) -> None:
     jobs = [new_job() for _ in range(MOST + 5)]
     ledger.intake.submit(jobs)
-    past = update(job).values(next_run_at=job.c.next_run_at - 4000)
-    ledger.database.transact(lambda connection: connection.execute(past))
+    execute(ledger, update(job).values(next_run_at=job.c.next_run_at - 4000))
     scene = watch(ledger).look(3600)
     assert [one.job_id for one in scene.overdue] == [new.id for new in jobs[:MOST]]
     assert scene.total_overdue == MOST + 5

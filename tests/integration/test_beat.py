@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ledgers import together
 from services import MariaDB
 from serving import HOST, migrated
 
@@ -78,14 +77,7 @@ def test_each_tick_is_one_job_however_many_beats_there_are(database_url: str, tm
         beating(settings, "2026-01-02T03:40") as one,
         beating(settings, "2026-01-02T03:40") as two,
     ):
-        gate = threading.Barrier(2)
-
-        def tick(beat: Beat) -> float:
-            gate.wait()
-            return beat.tick()
-
-        with ThreadPoolExecutor(2) as pool:
-            assert list(pool.map(tick, [one, two])) == [60, 60]
+        assert together(Beat.tick, [one, two]) == [60, 60]
         for kind in ("housekeeping", REPORT):
             [line] = jobs(app, kind)
             assert [event.actor for event in app.ledger.reads.events(line.id)] == ["beat"]

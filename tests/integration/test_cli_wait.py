@@ -21,13 +21,6 @@ ANN = ("--user", "ann", "--campaign", "spring")
 
 
 @pytest.fixture
-def ncr(
-    deliveries: Deliveries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Ncr:
-    return Ncr(deliveries.host.settings, tmp_path, monkeypatch, capsys)
-
-
-@pytest.fixture
 def app(ncr: Ncr) -> Iterator[App]:
     app = App(ncr.settings)
     yield app

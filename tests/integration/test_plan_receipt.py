@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from commands import Ncr
 from deliveries import World, as_delivered
 from fastapi.testclient import TestClient
-from running import Deliveries, with_ledger
+from running import Deliveries
 from serving import serving
-
-from ncr_worker.cli import main
 
 
 @pytest.fixture
 def client(world: World, deliveries: Deliveries) -> Iterator[TestClient]:
     with serving(deliveries.host.settings) as (client, _):
         yield client
-
-
-def ncr(world: World, monkeypatch: pytest.MonkeyPatch, *command: str) -> int:
-    for name, value in with_ledger(world).model_dump().items():
-        if name.startswith(("s3_", "sftp_", "validator_", "work_", "database_", "catalog_")):
-            secret = hasattr(value, "get_secret_value")
-            text = ",".join(value) if isinstance(value, tuple) else str(value.get_secret_value() if secret else value)
-            monkeypatch.setenv(name.upper(), text)
-    with pytest.raises(SystemExit) as ended:
-        main(command)
-    return int(ended.value.code or 0)
 
 
 def problem(client: TestClient, path: str, **query: Any) -> tuple[int, str, str]:
@@ -67,31 +54,22 @@ def test_a_plan_that_cannot_be_says_why(world: World, client: TestClient) -> Non
     assert "Materials/oak.png" in detail
 
 
-def test_the_command_shows_the_tree(
-    world: World, deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_shows_the_tree(world: World, ncr: Ncr, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    assert ncr(world, monkeypatch, "plan", world.args.job_id) == 0
-    text = capsys.readouterr().out
-    assert all(path.rpartition("/")[2] in text for path in as_delivered(world))
-    assert "materials/\n" in text
-    assert f"left out: {world.key('source_photo.jpg')}" in text
-    assert ncr(world, monkeypatch, "plan", world.args.job_id, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["total_files"] == 5
-    assert ncr(world, monkeypatch, "plan", "nobody") == 1
-    assert "the catalog has no job nobody" in capsys.readouterr().err
-    assert ncr(world, monkeypatch, "plan", "../x") == 1
-    assert "../x" in capsys.readouterr().err
+    tree = ncr("plan", world.args.job_id)
+    assert tree.code == 0, tree.error
+    assert all(path.rpartition("/")[2] in tree.text for path in as_delivered(world))
+    assert "materials/\n" in tree.text
+    assert f"left out: {world.key('source_photo.jpg')}" in tree.text
+    assert ncr("plan", world.args.job_id, "--json").document["total_files"] == 5
+    for unknown, said in {"nobody": "the catalog has no job nobody", "../x": "../x"}.items():
+        refused = ncr("plan", unknown)
+        assert refused.code == 1
+        assert said in refused.error
 
 
 # --- receipt ------------------------------------------------------------------------------------------
-def test_the_receipt_proves_the_delivery(
-    world: World,
-    deliveries: Deliveries,
-    client: TestClient,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_receipt_proves_the_delivery(world: World, deliveries: Deliveries, client: TestClient, ncr: Ncr) -> None:
     task = deliveries.submit(world)
     assert problem(client, f"/jobs/{task}/receipt")[:2] == (409, "not_finished")
     assert deliveries.run_to_the_end(task).state == "succeeded"
@@ -108,20 +86,15 @@ def test_the_receipt_proves_the_delivery(
     assert all(time.endswith("Z") for time in times)
     assert times == sorted(times)
     assert kept["verdict"]["answer"]["data"][0]["files"] == 5
-    assert ncr(world, monkeypatch, "job", task) == 0
-    text = capsys.readouterr().out
-    assert all(file["sha256"] in text for file in receipt["files"])
-    assert "verdict   Valid" in text
-    assert ncr(world, monkeypatch, "job", task, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["receipt"] == receipt
+    shown = ncr("job", task)
+    assert shown.code == 0, shown.error
+    assert all(file["sha256"] in shown.text for file in receipt["files"])
+    assert "verdict   Valid" in shown.text
+    assert ncr("job", task, "--json").document["receipt"] == receipt
 
 
 def test_of_a_rejected_job_the_whole_answer_is_kept(
-    world: World,
-    deliveries: Deliveries,
-    client: TestClient,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    world: World, deliveries: Deliveries, client: TestClient, ncr: Ncr
 ) -> None:
     world.put("Materials/oak.glb", b"not a model")
     task = deliveries.submit(world)
@@ -132,8 +105,7 @@ def test_of_a_rejected_job_the_whole_answer_is_kept(
     assert kept["error"]["code"] == kept["status"] == "validation_failed"
     assert kept["verdict"]["answer"]["data"][0]["result"] == "Invalid"
     assert "oak.glb" in kept["verdict"]["answer"]["data"][0]["reasons"][0]
-    assert ncr(world, monkeypatch, "job", task) == 0
-    assert "verdict   Invalid" in capsys.readouterr().out
+    assert "verdict   Invalid" in ncr("job", task).text
 
 
 def test_an_unknown_job_has_no_receipt(client: TestClient) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from engine import Children, WorkerHost, is_idle, nobody, started, worker_host
-from ledgers import holds, new_job
+from ledgers import execute, holds, new_job
 from sqlalchemy import func, select, update
 
 from ncr_worker.errors import Conflict, GivenBack
@@ -66,7 +66,7 @@ class World:
 
     def round(self) -> None:
         """Retries are due at once; now and then the feeder looks at the whole backlog."""
-        self.host.ledger.database.transact(lambda c: c.execute(update(job).values(next_run_at=0.0)))
+        execute(self.host.ledger, update(job).values(next_run_at=0.0))
         if self.chance.random() < 0.3:
             self.feeder._looked = 0.0
             self.feeder.wake()
