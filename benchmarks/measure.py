@@ -51,22 +51,34 @@ class Peak:
 
 
 @contextmanager
-def sampled(look: Callable[[], int], every: float) -> Iterator[Peak]:
-    """While inside, `look()` is called every so many seconds."""
-    peak, over = Peak(), threading.Event()
+def repeated(work: Callable[[], object], pause: Callable[[], float]) -> Iterator[None]:
+    """While inside, `work` is done again and again in a thread of its own, each time after so many seconds."""
+    over = threading.Event()
 
-    def watch() -> None:
-        while not over.wait(every):
-            peak.bytes = max(peak.bytes, look())
+    def run() -> None:
+        while not over.wait(pause()):
+            work()
 
-    thread = threading.Thread(target=watch, name="sampler")
+    thread = threading.Thread(target=run, name=work.__qualname__)
     thread.start()
     try:
-        yield peak
+        yield
     finally:
         over.set()
         thread.join()
+
+
+@contextmanager
+def sampled(look: Callable[[], int], every: float) -> Iterator[Peak]:
+    """While inside, `look()` is called every so many seconds."""
+    peak = Peak()
+
+    def sample() -> None:
         peak.bytes = max(peak.bytes, look())
+
+    with repeated(sample, lambda: every):
+        yield peak
+    sample()
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Measured:

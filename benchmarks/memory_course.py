@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from measure import repeated
 from memory_group import MemoryGroup
 
 STALL = 20.0  # seconds without a job done after which what is left counts as lost
@@ -30,30 +30,19 @@ class Outcome:
 
 
 class Meter:
-    """Sums over time, while entered, what is `used` and `reserved`: byte-seconds. `looks`: at both, in bytes."""
+    """Sums over time what is `used` and `reserved`: byte-seconds. `looks`: at both, in bytes."""
 
     def __init__(self, *looks: Callable[[], int]) -> None:
         self.used = self.reserved = 0.0
         self._looks = looks
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="meter")
+        self._last = time.monotonic()
 
-    def __enter__(self) -> Meter:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        last = time.monotonic()
-        while not self._over.wait(0.1):
-            used, reserved = (look() for look in self._looks)
-            now = time.monotonic()
-            self.used += used * (now - last)
-            self.reserved += reserved * (now - last)
-            last = now
+    def read(self) -> None:
+        used, reserved = (look() for look in self._looks)
+        now = time.monotonic()
+        self.used += used * (now - self._last)
+        self.reserved += reserved * (now - self._last)
+        self._last = now
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +64,8 @@ def follow(course: Course, count: int, say: Say) -> Outcome:
     """Submit, and watch until all is done or nothing goes on. What is used after the last job counts no more."""
     kills, began = course.group.kernel_kills, time.monotonic()
     known, used, reserved = 0, 0.0, 0.0
-    with Meter(lambda: course.group.anonymous, course.reserved or (lambda: course.group.limit)) as meter:
+    meter = Meter(lambda: course.group.anonymous, course.reserved or (lambda: course.group.limit))
+    with repeated(meter.read, lambda: 0.1):
         course.submit()
         last = time.monotonic()
         while known < count and (idle := time.monotonic() - last) < STALL:

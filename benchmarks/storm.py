@@ -11,7 +11,6 @@ import math
 import os
 import random
 import tempfile
-import threading
 import time
 from collections import Counter
 from contextlib import suppress
@@ -22,7 +21,7 @@ from typing import Any
 import psutil
 from confined import Confined, confined
 from machine import facts
-from measure import BenchmarkFailed, sampled
+from measure import BenchmarkFailed, repeated, sampled
 from memory_group import NoMemoryGroup
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -88,32 +87,25 @@ def storm(count: int) -> list[dict[str, Any]]:
 
 
 class Killer:
-    """While entered, sends SIGKILL to a random pool child, again and again. `deaths`: how often it did."""
+    """Sends SIGKILL to a random pool child when as many jobs are done as chance wills. `deaths`: how often it did."""
 
     def __init__(self, host: Confined) -> None:
         self.host = host
         self.deaths = 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="killer")
+        self._dice = random.Random(SEED)
+        self._due = 1.0  # not before the first job is done: Celery gives up when a child dies while the worker starts
 
-    def __enter__(self) -> Killer:
-        self._thread.start()
-        return self
+    def pause(self) -> float:
+        """Seconds until the next look."""
+        return self._dice.uniform(0.02, 0.2)
 
-    def __exit__(self, *_exception: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        dice = random.Random(SEED)
-        due = 1.0  # not before the first job is done: Celery gives up when a child dies while the worker starts
-        while not self._over.wait(dice.uniform(0.02, 0.2)):
-            if len(self.host.done()) < due:
-                continue
-            with suppress(psutil.NoSuchProcess, IndexError):
-                dice.choice(self.host.worker.children()).kill()
-                self.deaths += 1
-                due += dice.expovariate(1 / KILL_EVERY)
+    def look(self) -> None:
+        if len(self.host.done()) < self._due:
+            return
+        with suppress(psutil.NoSuchProcess, IndexError):
+            self._dice.choice(self.host.worker.children()).kill()
+            self.deaths += 1
+            self._due += self._dice.expovariate(1 / KILL_EVERY)
 
 
 def all_end(host: Confined, count: int, patience: float, say: Console) -> float:
@@ -196,7 +188,8 @@ def run(folder: Path, scale: Scale, say: Console) -> Verdict:
         kernel_kills = host.group.kernel_kills
         host.submit("storm", storm(scale.jobs)[::2])
         host.submit("storm", storm(scale.jobs)[1::2], sized=False)
-        with sampled(lambda: host.group.anonymous, 0.05) as peak, Killer(host) as killer:
+        killer = Killer(host)
+        with sampled(lambda: host.group.anonymous, 0.05) as peak, repeated(killer.look, killer.pause):
             try:
                 seconds = all_end(host, scale.jobs, scale.patience, say)
             except BenchmarkFailed:
