@@ -92,11 +92,8 @@ class App:
 
     @cached_property
     def memory(self) -> MemoryLook:
-        def need_of(pipeline: Pipeline[Any]) -> int:
-            return self.needs.predict(pipeline.kind, pipeline.version, None, None, pipeline.memory).need
-
         parts = (self.ledger, self.history, self.board, self.admission)
-        return MemoryLook(self.settings, *parts, self.pipelines, need_of)
+        return MemoryLook(self.settings, *parts, self.pipelines, self.needs)
 
     def submit(self, kind: str, args: Args, *, actor: str = "api", key: str | None = None) -> Stored:
         """Store one job; once this returns it is not lost.

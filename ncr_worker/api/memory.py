@@ -1,4 +1,4 @@
-"""Where the memory is, and why jobs wait or are refused."""
+"""Where the memory is, why jobs wait or are refused, and why they need so much."""
 
 from __future__ import annotations
 
@@ -46,12 +46,18 @@ def explain_admission(
 ) -> AdmissionExplanation:
     """Nothing is stored or counted. What is refused here with `code` and `reason`, a submit refuses in the same words.
 
-    `hosts`: where such a job fits now, or which running jobs have to end first.
+    `hosts`: where such a job fits now, or which running jobs have to end first. `prediction`: what earlier jobs of the
+    kind took, the curve by which memory is reserved, and why, in words.
     """
     return app.memory.explain_admission(kind, need, user)
 
 
-@router.get("/jobs/{task_id}/explain", summary="Why a job waits", responses=documented(404, 422, 503))
+@router.get(
+    "/jobs/{task_id}/explain", summary="Why a job waits, and needs so much", responses=documented(404, 422, 503)
+)
 def explain_job(task_id: Id, app: TheApp) -> JobExplanation:
-    """All that stands before it, the first thing first; what it needs; which running jobs have to end on which host."""
+    """All that stands before it, the first thing first; which running jobs have to end on which host.
+
+    `prediction`: what earlier jobs of its kind took, the curve by which memory is reserved, and why, in words.
+    """
     return app.memory.explain_job(task_id)

@@ -1,8 +1,10 @@
-"""How memory looks to a person: a bar for each host, its jobs, and why others wait."""
+"""How memory looks to a person: a bar for each host, its jobs, why others wait, and why they need so much."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import median_low
+from textwrap import fill
 
 from rich import box
 from rich.console import Group
@@ -10,9 +12,11 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from ncr_worker.cli.plot import Plot
 from ncr_worker.cli.show import clean, duration
 from ncr_worker.views.explain import JobExplanation, MemoryFacts, Place
 from ncr_worker.views.figures import AdmissionExplanation, HostMemory, JobMemory, MemoryStats
+from ncr_worker.views.prediction import MEASURES, NeedExplanation
 
 BAR = 60
 """Characters of a bar, at most."""
@@ -58,6 +62,41 @@ def explanation_lines(found: JobExplanation) -> Iterator[str]:
         yield f"starts    {'nobody knows when' if known is None else f'in about {duration(known)}'}"
     yield from _memory(found.memory)
     yield from _places(found.hosts)
+
+
+def prediction_view(found: NeedExplanation, width: int, job: MemoryFacts | None = None) -> Iterator[str | Text]:
+    """What was learned of a kind, and why a job of it gets so much; with a plot where there is a curve."""
+    for line in _prediction(found):
+        yield fill(line, width, subsequent_indent=" " * 10, break_on_hyphens=False)
+    if found.curve:
+        reserved, used = (job.reserved_bytes or job.need_bytes, job.peak_bytes) if job else (None, None)
+        yield ""
+        yield from Plot(found, width, reserved, used).lines()
+
+
+def _prediction(found: NeedExplanation) -> Iterator[str]:
+    known, measure = found.size_bytes, MEASURES[found.measure or "input_bytes"]
+    of = f" for {decimal(known)} of {measure}" if known is not None else ""
+    yield f"predicted {decimal(found.need_bytes)}{of}, by what is known now"
+    yield f"because   {found.text}"
+    if not found.points:
+        return
+    yield f"rests on  {_rests_on(found)}"
+    for each in found.sizes:
+        yield f"{each.name:9} {measure} so far, {decimal(each.size_bytes)}: gets {decimal(each.need_bytes)}"
+    if not found.sizes:
+        peaks = sorted(one.peak_bytes for one in found.points)
+        yield f"peaks     {decimal(peaks[0])} to {decimal(peaks[-1])}, half of them up to {decimal(median_low(peaks))}"
+    if found.stages:
+        yield f"by step   {', '.join(f'{each.stage} {decimal(each.need_bytes)}' for each in found.stages)}"
+
+
+def _rests_on(found: NeedExplanation) -> str:
+    total, killed = len(found.points), sum(one.killed for one in found.points)
+    text = f"{total} job{'s' if total > 1 else ''} of version{'' if found.own else 's before'} {found.version}"
+    if 0 < found.own < total:
+        text += f" ({found.own}) and of those before ({total - found.own})"
+    return text + (f"; {killed} ran out of memory" if killed else "")
 
 
 def _memory(facts: MemoryFacts) -> Iterator[str]:

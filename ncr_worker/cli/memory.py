@@ -1,7 +1,8 @@
-"""Where the memory is, and why a job waits."""
+"""Where the memory is, why a job waits, and why it needs so much."""
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +11,7 @@ from ncr_worker.cli.options import AsJson, examples
 from ncr_worker.cli.session import console, known_job, opened, print_json
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
+    from ncr_worker.views.explain import JobExplanation
 
 commands = typer.Typer()
 group = typer.Typer(invoke_without_command=True)
@@ -58,22 +59,23 @@ def explain(
     user: Annotated[str | None, typer.Option(help="Of a kind: whose job it is")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell why a job waits, or whether one of a kind would be taken in.
+    """Tell why a job waits, or whether one of a kind would be taken in; and why it needs so much memory.
 
-    What stands before it, what it needs, and which running jobs have to end first.
+    What stands before it, and which running jobs have to end first. A plot of what earlier jobs of its kind took.
     """
-    from ncr_worker.cli.gauge import admission_lines, explanation_lines
+    from ncr_worker.cli.gauge import admission_lines, explanation_lines, prediction_view
+    from ncr_worker.views.figures import AdmissionExplanation
 
     with opened() as app:
         if given in app.pipelines:
-            judged = app.memory.explain_admission(given, need, user)
-            found: BaseModel = judged
-            lines = list(admission_lines(judged))
+            found: AdmissionExplanation | JobExplanation = app.memory.explain_admission(given, need, user)
         else:
-            explained = app.memory.explain_job(known_job(app, given))
-            found, lines = explained, list(explanation_lines(explained))
+            found = app.memory.explain_job(known_job(app, given))
     if as_json:
         print_json(found)
         return
-    for line in lines:
+    width = console().width
+    lines = admission_lines(found) if isinstance(found, AdmissionExplanation) else explanation_lines(found)
+    job = None if isinstance(found, AdmissionExplanation) else found.memory
+    for line in chain(lines, [""], prediction_view(found.prediction, width, job)):
         console().print(line, soft_wrap=True)

@@ -18,6 +18,7 @@ from ncr_worker.memory.admission import Scene
 from ncr_worker.memory.drain import Work, about
 from ncr_worker.views.job import WAITS
 from ncr_worker.views.models import HOST, TASK, TIME, example
+from ncr_worker.views.prediction import PREDICTION, NeedExplanation
 
 OTHER = "1c1f9f0e-6f0c-4a46-9d5e-0f3f0b1f2a3c"
 
@@ -92,7 +93,8 @@ class MemoryFacts(BaseModel):
 
 class JobExplanation(BaseModel):
     """`waits`: whether it is queued. `reasons`: all that stands before it, the first thing first. `ahead`: jobs of the
-    same user that come before it. `starts_in_seconds`: an estimate; null: nobody knows."""
+    same user that come before it. `starts_in_seconds`: an estimate; null: nobody knows. `prediction`: what such a job
+    is expected to need by what is known now, and why."""
 
     task_id: str
     job_id: str
@@ -105,6 +107,7 @@ class JobExplanation(BaseModel):
     ahead: int
     starts_in_seconds: float | None
     hosts: list[Place]
+    prediction: NeedExplanation
     timestamp: datetime
 
     model_config = example(
@@ -127,6 +130,7 @@ class JobExplanation(BaseModel):
         ahead=0,
         starts_in_seconds=12.5,
         hosts=[PLACE],
+        prediction=PREDICTION,
         timestamp=TIME,
     )
 
@@ -146,15 +150,15 @@ class Present:
 class Situation:
     """All that the explanation of a job rests on. `ahead`: what comes before it in its user's line. `batch`: its own.
     `held_by`: a job that was passed so often that nothing starts before it. `noted`: the last line of its audit trail.
-    `peaks`: of earlier runs of its kind."""
+    `prediction`: by what is known of its kind now."""
 
     job: Job
     present: Present
+    prediction: NeedExplanation
     ahead: Sequence[Work] = ()
     batch: Batch | None = None
     held_by: str | None = None
     noted: str | None = None
-    peaks: Sequence[int] = ()
 
     @property
     def jobs_ahead(self) -> int:
@@ -181,6 +185,7 @@ def explanation(at: Situation, timestamp: datetime) -> JobExplanation:
         ahead=at.jobs_ahead if waits else 0,
         starts_in_seconds=_starts_in(at, hosts) if waits else None,
         hosts=hosts,
+        prediction=at.prediction,
         timestamp=timestamp,
     )
 
@@ -280,15 +285,15 @@ def _no_wait(job: Job) -> Iterator[Obstacle]:
 
 
 def _memory(at: Situation) -> MemoryFacts:
-    job = at.job
+    job, peaks = at.job, [one.peak_bytes for one in at.prediction.points]
     return MemoryFacts(
         predicted_bytes=job.predicted,
         need_bytes=job.need,
         reserved_bytes=job.reserved or job.granted,
         peak_bytes=job.peak,
-        runs=len(at.peaks),
-        usual_peak_bytes=int(median(at.peaks)) if at.peaks else None,
-        largest_peak_bytes=max(at.peaks, default=None),
+        runs=len(peaks),
+        usual_peak_bytes=int(median(peaks)) if peaks else None,
+        largest_peak_bytes=max(peaks, default=None),
     )
 
 

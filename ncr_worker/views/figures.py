@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from ncr_worker.memory.live import EVERY
 from ncr_worker.views.explain import PLACE, Place
 from ncr_worker.views.models import HOST, TASK, TIME, example
+from ncr_worker.views.prediction import PREDICTION, NeedExplanation
 
 _GIB = 1024**3
 
@@ -189,7 +190,8 @@ class AdmissionExplanation(BaseModel):
     as anybody.
 
     `wait_seconds`: until all that has to go first has run; `drain_seconds`: until all has that waits now; both are
-    estimates, `run_seconds` is what the newest runs of the kind took, null: there were none.
+    estimates, `run_seconds` is what the newest runs of the kind took, null: there were none. `prediction`: why a job of
+    the kind, of whose input nothing is known, is expected to need so much.
     """
 
     accepting_jobs: bool
@@ -206,6 +208,7 @@ class AdmissionExplanation(BaseModel):
     max_waiting_jobs: int
     max_wait_seconds: float
     hosts: list[Place]
+    prediction: NeedExplanation
     timestamp: datetime
 
     model_config = example(
@@ -223,5 +226,6 @@ class AdmissionExplanation(BaseModel):
         max_waiting_jobs=100_000,
         max_wait_seconds=21_600,
         hosts=[PLACE],
+        prediction=PREDICTION,
         timestamp=TIME,
     )

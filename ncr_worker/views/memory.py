@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import psutil
+from pydantic import ValidationError
 
 from ncr_worker.board import Board
 from ncr_worker.errors import NotFound
 from ncr_worker.history import Backlog, History
 from ncr_worker.job import Job
 from ncr_worker.ledger import Host, Ledger
-from ncr_worker.ledger.observations import Observations
 from ncr_worker.memory.admission import Admission
 from ncr_worker.memory.domain import Domain, rss_anon
 from ncr_worker.memory.drain import Asked
 from ncr_worker.memory.live import EVERY, LiveMemory, Snapshot, Use
+from ncr_worker.memory.needs import Needs
 from ncr_worker.pipeline import Pipeline
 from ncr_worker.settings import Settings
 from ncr_worker.views.explain import JobExplanation, Present, Situation, explanation, places
@@ -35,13 +37,14 @@ from ncr_worker.views.figures import (
     Waiting,
 )
 from ncr_worker.views.job import FOR_MEMORY, moment
+from ncr_worker.views.prediction import NeedExplanation, explained
 
 MAIN_KIND = "deliver"
 """Whose need answers "how many fit" where no kind is named."""
 
 
 class MemoryLook:
-    """All methods raise DatabaseAway. `need_of(pipeline)`: bytes that a job of it is expected to need."""
+    """All methods raise DatabaseAway."""
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class MemoryLook:
         board: Board,
         admission: Admission,
         pipelines: Mapping[str, Pipeline[Any]],
-        need_of: Callable[[Pipeline[Any]], int],
+        needs: Needs,
     ) -> None:
         self.settings = settings
         self.ledger = ledger
@@ -59,11 +62,11 @@ class MemoryLook:
         self.live = LiveMemory(board)
         self.admission = admission
         self.pipelines = pipelines
-        self.need_of = need_of
-        self.observations = Observations(ledger.database)
+        self.needs = needs
 
     def stats(self) -> MemoryStats:
-        need = self.need_of(self.pipelines[MAIN_KIND])
+        main = self.pipelines[MAIN_KIND]
+        need = self.needs.predict(main.kind, main.version, None, None, main.memory).need
         verdict = self.admission.explain(Asked(MAIN_KIND, need))
         here = Domain(self.settings.host_memory_bytes).read()
         share = int(here.limit * self.settings.max_memory_usage_percent / 100)
@@ -115,7 +118,9 @@ class MemoryLook:
         """`need`: bytes; None: as a job of the kind is expected to need. Raises NotFound for an unknown kind."""
         if kind not in self.pipelines:
             raise NotFound(f"there is no kind {kind!r}; known: {', '.join(sorted(self.pipelines))}")
-        asked = Asked(kind, self.need_of(self.pipelines[kind]) if need is None else need, user)
+        pipeline = self.pipelines[kind]
+        prediction = self._prediction(kind, pipeline.version, None, pipeline.memory)
+        asked = Asked(kind, prediction.need_bytes if need is None else need, user)
         verdict = self.admission.explain(asked)
         scene, limits = self.admission.look(), self.admission.limits
         seconds = self.admission.workload.seconds([kind]).get(kind)
@@ -134,6 +139,7 @@ class MemoryLook:
             max_waiting_jobs=limits.backlog,
             max_wait_seconds=limits.wait,
             hosts=places(asked.need, self._present()),
+            prediction=prediction,
             timestamp=_now(),
         )
 
@@ -149,9 +155,24 @@ class MemoryLook:
             batch=self.history.batch(job.batch_id) if job.batch_id else None,
             held_by=None if held_by == job.id else held_by,
             noted=self.ledger.reads.events(job.id)[-1].reason,
-            peaks=[seen.peak for seen in self.observations.newest(job.kind, None)],
+            prediction=self._prediction(job.kind, job.version, job.input_bytes, self._declared(job)),
         )
         return explanation(situation, _now())
+
+    def _declared(self, job: Job) -> int:
+        """As its pipeline says now; of one that this version cannot read, what it had at its submit."""
+        pipeline = self.pipelines.get(job.kind)
+        with suppress(ValidationError):
+            if pipeline:
+                return pipeline.declared(pipeline.args.model_validate(job.args))
+        return job.predicted or job.need
+
+    def _prediction(self, kind: str, version: int, input_bytes: int | None, declared: int) -> NeedExplanation:
+        known = (kind, version)
+        stages = self.pipelines[kind].stages if kind in self.pipelines else ()
+        steps = {each.name: self.needs.predict(*known, each.name, input_bytes, declared) for each in stages}
+        learned = {name: found for name, found in steps.items() if found.samples}
+        return explained(self.needs.basis(*known, None, input_bytes, declared), version, learned)
 
     def _present(self) -> Present:
         scene = self.admission.look()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from serving import FIGURES, HOST, on_sqlite, serving, start, submit, submit_bat
 
 from ncr_worker.app import App
 from ncr_worker.board import Board
-from ncr_worker.job import Reason, State
+from ncr_worker.job import NewJob, Reason, State
 from ncr_worker.ledger import HostFigures, Offer
 from ncr_worker.ledger.observations import Seen, note
 from ncr_worker.memory.live import LiveMemory, Snapshot, Use
@@ -282,7 +284,52 @@ def test_why_a_job_waits_or_would_be_refused(ncr: Ncr, app: App) -> None:
     app.ledger.hosts.register(HOST, "life-1", FIGURES)
     kind = ncr("memory", "explain", "deliver", "--need", str(9 * GIB)).text.splitlines()
     assert kind[0].startswith("deliver   is refused: needs 9,663,676,416 bytes")
-    assert kind[-1].startswith(f"host      {HOST}: fits never")
+    assert any(line.startswith(f"host      {HOST}: fits never") for line in kind)
+    assert kind[-1] == "because   it is declared by its pipeline (no job of this kind has ended yet)", "and no plot"
     unknown = ncr("memory", "explain", "nothing")
     assert unknown.code == 1
     assert "there is no job with the task_id or job_id nothing" in unknown.error
+
+
+def test_why_a_job_needs_so_much(ncr: Ncr, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In words, as a plot, and as data: the same on the command line and over HTTP."""
+    sizes = range(100 * MIB, 2000 * MIB, 100 * MIB)
+    seen = [Seen("deliver", PIPELINE.version, None, size, PIPELINE.memory, size // 2, 9.0) for size in sizes]
+    seen.append(replace(seen[0], input_bytes=1950 * MIB, killed=True))
+    packed = [replace(one, stage="pack") for one in seen[:9]]
+    app.database.transact(lambda connection: note(connection, [*seen, *packed]))
+    task_id = ncr("submit", "4711", "--user", "ann", "--campaign", "spring", "--json").document["task_id"]
+    app.ledger.hosts.register(HOST, "life-1", FIGURES)
+    job = start(app).job
+    app.ledger.work.enter(job, "fetch", input_bytes=1000 * MIB)
+    app.ledger.work.finish(job, State.SUCCEEDED, peak=450 * MIB)
+
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = ncr("memory", "explain", task_id).text.splitlines()
+    [predicted] = [line for line in lines if line.startswith("predicted ")]
+    assert predicted.endswith(" for 1.0 GB of input, by what is known now")
+    assert any(line.startswith("because   it grows with the input, by a line, with ") for line in lines)
+    assert f"rests on  20 jobs of version {PIPELINE.version}; 1 ran out of memory" in lines
+    assert any(line.startswith("by step   pack ") for line in lines)
+    assert max(map(len, lines[lines.index("     peak") :])) <= 80
+    assert all(mark in "".join(lines) for mark in "•✕◇◆⠤"), (
+        "jobs, one that ran out, what this one had and used, the line"
+    )
+
+    found = ncr("memory", "explain", task_id, "--json").document["prediction"]
+    assert (len(found["points"]), sum(one["killed"] for one in found["points"])) == (20, 1)
+    assert (found["size_bytes"], found["base"], found["enough_for"]) == (1000 * MIB, "line", 19)
+    assert 500 * MIB < found["need_bytes"] < 600 * MIB
+    needs = [one["need_bytes"] for one in found["curve"]]
+    assert (len(needs), needs) == (21, sorted(needs))
+    with serving(ncr.settings) as (client, _):
+        assert client.get(f"/jobs/{task_id}/explain").json()["prediction"] == found
+        of_kind = client.get("/admission/explain").json()["prediction"]
+        assert (of_kind["size_bytes"], of_kind["points"]) == (None, found["points"])
+
+
+def test_a_job_of_a_kind_that_is_no_more_is_explained_too(ncr: Ncr, app: App) -> None:
+    new = NewJob(str(uuid.uuid4()), "gone", 1, "A", "ann", {}, 70 * MIB)
+    app.ledger.intake.submit([new], actor="test")
+    found = ncr("memory", "explain", new.id, "--json").document["prediction"]
+    assert (found["need_bytes"], found["stages"], found["curve"]) == (70 * MIB, [], [])

@@ -18,8 +18,11 @@ from ncr_worker.ledger import Host, HostFigures
 from ncr_worker.ledger.pauses import Pause, Scope
 from ncr_worker.memory.admission import Scene
 from ncr_worker.memory.drain import Drain, Work
+from ncr_worker.memory.needs import Basis
+from ncr_worker.memory.predictor import Fit, Observation
 from ncr_worker.pipeline import MIB
 from ncr_worker.views.explain import JobExplanation, Present, Situation, explanation, places
+from ncr_worker.views.prediction import explained as of_need
 
 NOW = 1_000_000.0
 AT = datetime(2026, 11, 22, tzinfo=UTC)
@@ -53,8 +56,11 @@ def present(
     return Present(scene, jobs, bytes_now or {}, NOW)
 
 
-def explained(job: Job, at: Present | None = None, **more: Any) -> JobExplanation:
-    return explanation(Situation(job, at or present(), **more), AT)
+def explained(job: Job, at: Present | None = None, peaks: Sequence[int] = (), **more: Any) -> JobExplanation:
+    """`peaks`: of earlier jobs of its kind."""
+    fit = Fit([Observation(None, peak, 1.0) for peak in peaks])
+    prediction = of_need(Basis(fit.predict(None, job.need), fit, None, None), job.version, {})
+    return explanation(Situation(job, at or present(), prediction, **more), AT)
 
 
 def codes(found: JobExplanation) -> list[str]:
