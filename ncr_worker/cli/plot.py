@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 
 from rich.filesize import decimal
 from rich.text import Text
@@ -73,7 +74,8 @@ class Plot:
         ends = {HEIGHT - 1: self.y.high, 0: self.y.low}
         for row in reversed(range(HEIGHT)):
             label = f"{decimal(ends[row]):>{LABELS}}┤" if row in ends else f"{'│':>{LABELS + 1}}"
-            yield Text.assemble((label, DIM), *(self._at(column, row) for column in range(self.columns)))
+            cells = groupby((self._at(column, row) for column in range(self.columns)), itemgetter(1))
+            yield Text.assemble((label, DIM), *(("".join(char for char, _ in same), style) for style, same in cells))
         left, right, name = decimal(self.x.low), decimal(self.x.high), self.name + _scale(self.x)
         yield Text(f"{'└':>{LABELS + 1}}{'─' * self.columns}", DIM)
         name = name.center(self.columns - len(left) - len(right))
@@ -81,11 +83,12 @@ class Plot:
         there = set(self.marks.values())
         marks = {mark: text for mark, text in MARKS.items() if mark in there}
         for legend in (marks, {NEED: "what a job gets", CURVE: "the same without its margin"}):
-            yield Text(" " * LABELS) + Text("").join(Text.assemble(" ", mark, f" {legend[mark]} ") for mark in legend)
+            keys = Text("  ").join(Text.assemble(mark, f" {text}") for mark, text in legend.items())
+            yield Text(" " * (LABELS + 1)) + keys
 
     def _at(self, column: int, row: int) -> tuple[str, str]:
         dots = self.dots[column, row]
-        return self.marks.get((column, row)) or (chr(0x2800 + dots) if dots else " ", LINE)
+        return self.marks.get((column, row)) or ((chr(0x2800 + dots), LINE) if dots else (" ", ""))
 
     def _cell(self, size: int, bytes_: int) -> tuple[int, int]:
         return self.x.dot(size) // 2, self.y.dot(bytes_) // 4

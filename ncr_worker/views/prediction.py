@@ -112,7 +112,7 @@ def explained(basis: Basis, version: int, stages: Mapping[str, Prediction]) -> N
     return NeedExplanation(
         version=version,
         need_bytes=found.need,
-        text=_words(basis, typical),
+        text=_words(basis, typical) + _besides(basis),
         measure=basis.measure,
         size_bytes=basis.size,
         base=found.base,
@@ -181,6 +181,17 @@ def _words(basis: Basis, typical: int | None) -> str:
     }[curve.base]
     text = f"{how}{_margin(curve)}: {_enough(basis, by_size=True)}"
     return f"{text}. As long as the {measure} is not known it is {whole}" if basis.size is None else text
+
+
+def _besides(basis: Basis) -> str:
+    """What the curve does not tell."""
+    found, fit = basis.prediction, basis.fit
+    text = ""
+    if found.samples and fit.guesses:
+        text += ". Attempts that ran out of memory are taken to have needed twice what they used"
+    if found.samples and found.need < fit.predict(basis.size, 0).need:
+        text += ". It is no more than the largest worker host has"
+    return text
 
 
 def _enough(basis: Basis, *, by_size: bool) -> str:

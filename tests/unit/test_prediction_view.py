@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -95,6 +96,16 @@ def test_for_how_many_it_would_have_been_enough_is_told() -> None:
     given = found([*RISING, high, KILLED], size=500 * MIB)
     assert (given.jobs, given.enough_for, len(given.points)) == (21, 20, 22)
     assert given.text.endswith("enough for 20 of 21 that ended")
+
+
+def test_a_guess_and_a_limit_are_told() -> None:
+    guess = replace(KILLED, peak=1500 * MIB)
+    assert found([*RISING, guess], size=MIB).text.endswith("are taken to have needed twice what they used")
+    assert "twice" not in found([*RISING, KILLED], size=MIB).text, "a job has ended that needed as much"
+    fit = Fit(RISING)
+    capped = replace(fit.predict(2000 * MIB, 0), need=1000 * MIB)
+    text = explained(Basis(capped, fit, "input_bytes", 2000 * MIB), VERSION, {}).text
+    assert text.endswith(". It is no more than the largest worker host has")
 
 
 def test_jobs_of_this_version_and_of_those_before_are_told_apart() -> None:
