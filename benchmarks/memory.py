@@ -31,11 +31,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ncr_worker.pipeline import GIB
 
 LIMIT = 4 * GIB
-SLOTS = 8
+SLOTS = 16  # more than the memory has room for: where it has, nothing has to be decided
 MOST = LIMIT * 6 // 10  # bytes that a kind may ask for: more than a host can spend is not taken in
 HOST = 128 * 10**9  # bytes of the hosts that the traces are of
 SYNTHETIC = 1000  # tasks
-FULL, QUICK = (5, 80), (1, 40)  # seeds, jobs
+FULL, QUICK = (5, 256), (1, 64)  # seeds, jobs
 
 
 def main() -> None:

@@ -45,6 +45,7 @@ def ours(scene: Scene, jobs: Sequence[Work], folder: Path, say: Say, *, oracle: 
         jobs = [replace(job, declared=job.peak + ORACLE) for job in jobs]
     settings: dict[str, object] = {
         "celery_worker_concurrency": scene.slots,
+        "max_memory_usage_percent": 90,  # the host is for this alone
         "memory_prediction": "declared" if oracle else "learned",
         "extra_pipelines": ",".join(scene.kinds),
         "pythonpath": os.pathsep.join([str(HERE), str(scene.modules)]),

@@ -97,6 +97,7 @@ class Packing:
         self._had: dict[int, int] = {}  # of those that run
         self._needs: dict[int, tuple[int, Waiting]] = {}
         self._learned: Counter[str] = Counter()
+        self._probed: set[str] = set()
 
     def run(self) -> float:
         """Seconds until the last task has ended."""
@@ -130,12 +131,13 @@ class Packing:
                 turn.consider(candidate)
         self._passed.update(turn.passed)
         for taken in turn.taken:
+            self._probed |= {taken.kind} if taken.unknown else set()
             self._had[taken.number] = taken.need
             self._waiting.remove(taken.number)
         return [taken.number for taken in turn.taken]
 
     def _offer(self, turn: Round, candidates: Sequence[Waiting]) -> None:
-        turns = Turns(candidates, {})
+        turns = Turns(candidates, {}, probed=self._probed)
         for candidate in turns:
             if turn.done:
                 return
@@ -148,7 +150,12 @@ class Packing:
         known = self._needs.get(number)
         if known is None or known[0] != self._learned[task.kind]:
             need = min(self.sizer.need(task, self._failed.get(number, 0)), self.machine.memory)
-            known = self._needs[number] = self._learned[task.kind], Waiting(number, str(number), task.kind, need)
+            known = self._needs[number] = (
+                self._learned[task.kind],
+                Waiting(
+                    number, str(number), task.kind, need, unknown=self.sizer.learns and not self._learned[task.kind]
+                ),
+            )
         return replace(known[1], passed=self._passed[number])
 
     def _end(self, number: int) -> None:

@@ -12,6 +12,9 @@ from ncr_worker.memory.predictor import Observation, Predictor
 
 
 class Sizer(Protocol):
+    learns: bool
+    """Whether what it says of a kind changes when one of its tasks has ended."""
+
     def need(self, task: Task, failed: int = 0) -> int:
         """Bytes for the next attempt. `failed`: what an earlier one had, and that was too little."""
 
@@ -24,6 +27,8 @@ class Sizer(Protocol):
 
 class Ours:
     """What the worker ships."""
+
+    learns = True
 
     def __init__(self) -> None:
         self.predictor = Predictor()
@@ -39,7 +44,9 @@ class Ours:
 
 
 class Peer:
-    """None of them learns from a failure."""
+    """None of them learns from a failure, nor is its knowledge sought: they run in the order of the queue."""
+
+    learns = False
 
     def learn(self, task: Task) -> None:
         return

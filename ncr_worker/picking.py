@@ -1,15 +1,15 @@
 """Which of the waiting jobs start now on a host: the policy alone. Pure: no I/O, no clock.
 
 Urgent jobs first (priority below 0: the service's own). Then fair share between tenants (least byte-seconds used
-first), then priority, then age. A job that does not fit is
-passed by at most `overtake_limit` others; then nothing more starts until it does.
+first), then priority, then age; but the first job of a kind of which nothing is known goes ahead of its line. A job
+that does not fit is passed by at most `overtake_limit` others; then nothing more starts until it does.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 CREDIT = 60.0  # seconds of a whole host that a tenant who used less may be ahead of the others, and no more
@@ -30,6 +30,7 @@ class Waiting:
     passed: int = 0
     refused: bool = False  # so far for want of memory alone
     stored: int = 0  # bytes that were needed as it was last written down
+    unknown: bool = False  # no job of its kind has ended yet: the need is what its pipeline declares
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +90,23 @@ class Turns:
     """The candidates in fair order. Iterate, and tell `charge` of each job that starts.
 
     `used`: byte-seconds that each tenant has used; `credit`: byte-seconds that one may be ahead of another.
+    `probed`: kinds of which a job has been begun though nothing was known of them.
     """
 
-    def __init__(self, jobs: Iterable[Waiting], used: Mapping[str, float], credit: float = 0.0) -> None:
+    def __init__(
+        self,
+        jobs: Iterable[Waiting],
+        used: Mapping[str, float],
+        credit: float = 0.0,
+        probed: Collection[str] = (),
+    ) -> None:
         lines: dict[str, list[Waiting]] = defaultdict(list)
         for job in jobs:
             lines[job.tenant].append(job)
-        self._lines = {tenant: deque(sorted(line, key=_age)) for tenant, line in lines.items()}
+        unknown = (job for line in lines.values() for job in line if job.unknown and job.kind not in probed)
+        # What one of them teaches is worth more than its place in the line.
+        self._probes = set({job.kind: job.number for job in sorted(unknown, key=_age, reverse=True)}.values())
+        self._lines = {tenant: deque(sorted(line, key=self._place)) for tenant, line in lines.items()}
         self._used = level(used, self._lines, credit)
 
     def __iter__(self) -> Iterator[Waiting]:
@@ -110,8 +121,11 @@ class Turns:
             else:
                 heapq.heappop(heap)
 
-    def _turn(self, tenant: str, first: Waiting) -> tuple[int, float, tuple[int, int]]:
-        return min(first.priority, 0), self._used[tenant], _age(first)
+    def _turn(self, tenant: str, first: Waiting) -> tuple[int, float, tuple[int, bool, int]]:
+        return min(first.priority, 0), self._used[tenant], self._place(first)
+
+    def _place(self, job: Waiting) -> tuple[int, bool, int]:
+        return job.priority, job.number not in self._probes, job.number
 
     def charge(self, job: Waiting) -> None:
         self._used[job.tenant] += job.need * TYPICAL

@@ -63,6 +63,7 @@ class Queue:
         self.foresee: Foresee | None = None
         self._ahead: Ahead | None = None
         self._foreseen_at = 0.0  # monotonic seconds
+        self._probed: set[str] = set()  # kinds: see picking.Turns
         self._spent: dict[str, float] = {}  # by tenants since the last look
         self._passed: Counter[int] = Counter()  # since the last look
 
@@ -136,7 +137,7 @@ class Queue:
         return search
 
     def _search(self, connection: Connection | None, offer: Offer) -> Search:
-        return Search(connection, Round(offer.room, self.overtake_limit), offer.kinds, self.foresee)
+        return Search(connection, Round(offer.room, self.overtake_limit), offer.kinds, self.foresee, self._probed)
 
     def _used(self, offer: Offer, ahead: Ahead) -> dict[str, float]:
         """Byte-seconds of each tenant now, what runs included."""
@@ -144,9 +145,11 @@ class Queue:
         return {name: sum(each.get(name, 0.0) for each in added) for name in ahead.tenants}
 
     def _take(self, connection: Connection, search: Search, offer: Offer, *, locked: bool) -> list[Picked]:
+        dispatched = dispatch(connection, search.round.taken, offer.host, locked=locked)
+        self._probed |= {waiting.kind for waiting, _ in dispatched if waiting.unknown}
         return [
             Picked(waiting.number, waiting.job_id, waiting.kind, token, waiting.need, waiting.tenant)
-            for waiting, token in dispatch(connection, search.round.taken, offer.host, locked=locked)
+            for waiting, token in dispatched
         ]
 
     def _left(self, ahead: Ahead, search: Search) -> Ahead:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +15,11 @@ from ncr_worker.sql import now
 
 WINDOW = 100  # candidates read at once, and kept for the picks that follow
 _OUT = sorted(OUT)
-_CANDIDATE = (  # in the order of the fields of Waiting, then what its need is foreseen by
+_WAITING = (  # in the order of the fields of Waiting, as far as they are stored
     *(job.c.number, job.c.id, job.c.kind, job.c.need, job.c.tenant, job.c.priority, job.c.batch_id, job.c.passed),
     *(job.c.refused_since.is_not(None), job.c.need),
-    *(job.c.version, job.c.input_bytes, job.c.declared, job.c.predicted),
 )
-_FIELDS = len(Waiting.__dataclass_fields__)
+_FACTS = (job.c.version, job.c.input_bytes, job.c.declared, job.c.predicted)  # what a need is foreseen by
 
 Foresee = Callable[[str, int, int | None, int | None], int | None]
 """Kind, version, input bytes and declared bytes of a job -> the bytes it will need; None when nothing is known."""
@@ -57,11 +56,13 @@ class Search:
         round_: Round,
         kinds: tuple[str, ...] | None,
         foresee: Foresee | None = None,
+        probed: Collection[str] = (),
     ) -> None:
         self._connection = connection
         self.round = round_
         self.kinds = kinds
         self.foresee = foresee
+        self.probed = probed  # see picking.Turns
         self.rooms: dict[str, int] = {}  # batch -> jobs it may still have out
         self._full: set[str] = set()
         self._facts: dict[int, Facts] = {}
@@ -87,7 +88,7 @@ class Search:
 
     def go_through(self, jobs: Iterable[Waiting], used: Mapping[str, float]) -> None:
         """Offer the jobs to the round, in turn."""
-        turns = Turns(jobs, used, self._credit)
+        turns = Turns(jobs, used, self._credit, self.probed)
         for waiting in turns:
             if self.round.done:
                 return
@@ -117,7 +118,7 @@ class Search:
 
     def _line(self, tenant: str, count: int, most: int | None = None, but: Iterable[int] = ()) -> list[Waiting]:
         query = (
-            select(*_CANDIDATE)
+            select(*_WAITING, *_FACTS)
             .where(job.c.state == State.QUEUED, job.c.tenant == tenant, job.c.next_run_at <= now())
             .order_by(job.c.priority, job.c.number)
             .limit(count)
@@ -135,12 +136,12 @@ class Search:
 
     def _waiting(self, row: tuple[Any, ...]) -> Waiting:
         """With what it will need as far as is known now: it may have been submitted when nothing was."""
-        waiting = Waiting(*row[:_FIELDS])
-        *facts, predicted = row[_FIELDS:]
+        waiting = Waiting(*row[: len(_WAITING)])
+        version, input_bytes, declared, predicted = row[len(_WAITING) :]
         if self.foresee is None or waiting.need != predicted:  # what it asked for itself is known better
             return waiting
-        self._facts[waiting.number] = known = (facts[0], facts[1], facts[2])
-        return _foreseen(waiting, known, self.foresee)
+        self._facts[waiting.number] = facts = (version, input_bytes, declared)
+        return _foreseen(waiting, facts, self.foresee)
 
     def _room(self, batch_id: str) -> int:
         """Jobs that the batch may still have out. Its row is locked; none while another host picks from it."""
@@ -184,7 +185,7 @@ class Search:
 
 def _foreseen(waiting: Waiting, facts: Facts, foresee: Foresee) -> Waiting:
     need = foresee(waiting.kind, *facts)
-    return waiting if need is None or need == waiting.need else replace(waiting, need=need)
+    return replace(waiting, need=waiting.need if need is None else need, unknown=need is None)
 
 
 def _full_batches() -> Select[tuple[str | None]]:

@@ -36,8 +36,8 @@ def other_process(ledger: Ledger) -> Ledger:
     return Ledger(ledger.database, lease=LEASE, batch_timeout=300, overtake_limit=OVERTAKE_LIMIT)
 
 
-def queued(ledger: Ledger, tenant: str, count: int, need: int = 10) -> list[str]:
-    jobs = [new_job(tenant=tenant, need=need * MIB) for _ in range(count)]
+def queued(ledger: Ledger, tenant: str, count: int, need: int = 10, kind: str = "deliver") -> list[str]:
+    jobs = [new_job(kind=kind, tenant=tenant, need=need * MIB) for _ in range(count)]
     ledger.intake.submit(jobs)
     return [job.id for job in jobs]
 
@@ -339,6 +339,13 @@ def test_a_job_that_waited_is_picked_with_what_is_known_then(ledger: Ledger) -> 
     [found] = ledger.queue.pick(offer(slots=1, free=100))
     job = ledger.reads.job(first)
     assert (found.job_id, found.reserved, job.reserved, job.need, job.predicted) == (first, *[90 * MIB] * 4)
+
+
+def test_one_job_of_a_kind_that_nobody_knows_goes_ahead_of_its_line(ledger: Ledger) -> None:
+    ledger.queue.foresee = lambda kind, _version, _size, _declared: 90 * MIB if kind == "deliver" else None
+    known = queued(ledger, "ann", 2, need=90)
+    first, second = queued(ledger, "ann", 2, need=90, kind="sort")
+    assert [picked(ledger, offer(slots=1))[0] for _ in range(4)] == [first, *known, second]
 
 
 def test_what_was_read_ahead_follows_what_is_learned(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import heapq
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -299,3 +300,24 @@ def test_who_comes_at_the_same_time_gets_the_same(slots: int) -> None:
     starts = sorted(host.started[one.number] for one in bobs)
     assert starts[-1] <= -(-20 // slots) * host.lasts
     assert 9 <= len(host.started) - 10 <= 11 + slots
+
+
+# --- what nobody knows --------------------------------------------------------------------------------
+def of_kind(kind: str, **changes: Any) -> Waiting:
+    return replace(job(**changes), kind=kind)
+
+
+def test_the_first_of_each_unknown_kind_goes_ahead_of_its_line() -> None:
+    known, sort, again, index = of_kind("known"), *(of_kind(kind, unknown=True) for kind in ("sort", "sort", "index"))
+    assert turns([known, sort, again, index], {}) == [sort, index, known, again]
+
+
+def test_a_kind_is_probed_once() -> None:
+    jobs = [of_kind("known"), of_kind("sort", unknown=True)]
+    assert list(Turns(jobs, {}, probed={"sort"})) == jobs
+
+
+def test_no_probe_passes_a_better_priority_or_another_tenants_turn() -> None:
+    urgent, waiting = of_kind("known", priority=-1), of_kind("known", tenant="bob")
+    probe = of_kind("sort", unknown=True)
+    assert turns([waiting, probe, urgent], {"ann": 5.0}) == [urgent, waiting, probe]
