@@ -19,7 +19,7 @@ WIDTH, HEIGHT, LABELS = 80, 13, 9
 DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # of a braille character: by column, then row
 LINE, DIM, OWN, BAD = "cyan", "dim", "bold yellow", "bold red"
 JOB, JOBS, KILLED, RESERVED, USED = ("•", ""), ("●", ""), ("✕", BAD), ("◇", OWN), ("◆", OWN)
-MARKS = {JOB: "a job", JOBS: "several", KILLED: "ran out of memory", RESERVED: "this one gets", USED: "this one used"}
+MARKS = {JOB: "a job", JOBS: "several", KILLED: "ran out of memory", RESERVED: "its reservation", USED: "its peak"}
 NEED, CURVE = ("⠤⠤", LINE), ("⠄⠠", LINE)
 
 

@@ -112,7 +112,7 @@ def explained(basis: Basis, version: int, stages: Mapping[str, Prediction]) -> N
     return NeedExplanation(
         version=version,
         need_bytes=found.need,
-        text=_words(basis, typical) + _besides(basis),
+        text=_words(basis, sizes if drawn else ()) + _besides(basis),
         measure=basis.measure,
         size_bytes=basis.size,
         base=found.base,
@@ -160,8 +160,8 @@ def _stayed(basis: Basis, *, by_size: bool) -> int:
     return sum(one.peak <= (fit.predict(one.input_bytes, 0).need if by_size else need) for one in ended)
 
 
-def _words(basis: Basis, typical: int | None) -> str:
-    """`typical`: size of an earlier job, where they are known and differ."""
+def _words(basis: Basis, sizes: Sequence[int]) -> str:
+    """`sizes`: of earlier jobs, sorted, where they are known and differ."""
     found = basis.prediction
     if not found.samples:
         reason = "MEMORY_PREDICTION=declared" if basis.fit.samples else "no job of this kind has ended yet"
@@ -172,13 +172,14 @@ def _words(basis: Basis, typical: int | None) -> str:
     if basis.measure is None:
         return f"nothing is known of their input, so it is {whole}"
     measure = MEASURES[basis.measure]
-    curve = basis.fit.predict(typical, 0) if basis.size is None else found
+    curve, end = (basis.fit.predict(size, 0) for size in (sizes[0], sizes[-1])) if sizes else (found, found)
     if curve.base == "flat":
         return f"the {measure} tells nothing, so it is {whole}"
-    how = {
-        "line": f"it grows with the {measure}, by a line",
-        "neighbours": f"it is the largest peak of the jobs with the nearest {measure}, times a factor",
-    }[curve.base]
+    if curve.base == "neighbours":
+        how = f"it is the largest peak of the jobs with the nearest {measure}, times a factor"
+    else:
+        falls = (end.line or 0) < (curve.line or 0)
+        how = f"it {'falls as' if falls else 'grows with'} the {measure}{' grows' if falls else ''}, by a line"
     text = f"{how}{_margin(curve)}: {_enough(basis, by_size=True)}"
     return f"{text}. As long as the {measure} is not known it is {whole}" if basis.size is None else text
 

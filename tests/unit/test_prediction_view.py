@@ -21,6 +21,7 @@ from ncr_worker.views.prediction import NeedExplanation, explained
 RISING = [Observation(size * MIB, size * MIB // 2, 9.0) for size in range(100, 2100, 100)]
 STEP = [Observation(size * MIB, (100 if size < 1000 else 700) * MIB, 9.0) for size in range(100, 2100, 50)]
 EVEN = [Observation(size * MIB, (400 + size % 7) * MIB, 9.0) for size in range(100, 2100, 100)]
+FALLING = [Observation(2100 * MIB - (one.input_bytes or 0), one.peak, 9.0) for one in RISING]
 KILLED = Observation(2000 * MIB, 300 * MIB, 9.0, killed=True)
 BLIND = [Observation(None, peak * MIB, 9.0) for peak in (40, 50, 60)]
 VERSION = 2
@@ -68,6 +69,7 @@ def place(lines: Sequence[str], mark: str) -> tuple[float, float]:
     ("given", "text"),
     [
         (found(RISING, size=500 * MIB), "it grows with the input, by a line, with TOP: enough for 20 of 20 that ended"),
+        (found(FALLING, size=MIB), "it falls as the input grows, by a line, with TOP: enough for 20 of 20 that ended"),
         (found(RISING, size=1, measure="declared"), "it grows with the declared need, by a line, with TOP: enough for"),
         (found(STEP, size=MIB), "it is the largest peak of the jobs with the nearest input, times a factor, with TOP:"),
         (found(EVEN, size=MIB), "the input tells nothing, so it is the same for all, with TOP: enough for 20 of 20"),
@@ -153,7 +155,7 @@ def test_the_plot_shows_jobs_line_and_this_job_where_they_are() -> None:
     assert place(lines, "◆") == pytest.approx((0.5, 0.19), abs=0.09)
     assert place(lines, "✕") == pytest.approx((1.0, 0.28), abs=0.09)
     assert sum(line.count("•") for line in rows(lines)) >= 15
-    assert " ".join(lines[-2].split()) == "• a job ✕ ran out of memory ◇ this one gets ◆ this one used"
+    assert " ".join(lines[-2].split()) == "• a job ✕ ran out of memory ◇ its reservation ◆ its peak"
     assert "⠤⠤ what a job gets  ⠄⠠ the same without its margin" in lines[-1]
 
 
