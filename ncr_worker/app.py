@@ -236,7 +236,7 @@ class App:
 
     def _need(self, pipeline: Pipeline[Any], args: Args) -> int:
         """Bytes to reserve before the first stage."""
-        return self.needs.predict(pipeline.kind, pipeline.version, None, args.size, pipeline.declared(args)).need
+        return self.needs.at_submit(pipeline.kind, pipeline.version, args.size, pipeline.declared(args))
 
     def _new(self, pipeline: Pipeline[Any], args: Args, batch: NewBatch | None) -> NewJob:
         return NewJob(

@@ -8,9 +8,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from sqlalchemy import func, select
 
 from ncr_worker.ledger.observations import KEPT, Observations, Seen
+from ncr_worker.ledger.tables import host
 from ncr_worker.memory.predictor import Fit, Observation, Prediction, Predictor
 from ncr_worker.sql import Database, DatabaseAway
 
@@ -67,6 +70,7 @@ class Needs:
         self.observations = Observations(database)
         self.learned = learned
         self._known: dict[tuple[str, str | None], _Known] = {}
+        self._largest_host = 0  # bytes
         self._lock = threading.Lock()
 
     def predict(self, kind: str, version: int, stage: str | None, input_bytes: int | None, declared: int) -> Prediction:
@@ -78,7 +82,8 @@ class Needs:
             return Prediction(declared, "declared", 1.0, 0.0, 0, "as declared (MEMORY_PREDICTION=declared)")
         with self._lock:
             known = self._read(kind, stage)
-            return known.predictor.predict(kind, version, known.size(input_bytes, declared), declared)
+            found = known.predictor.predict(kind, version, known.size(input_bytes, declared), declared)
+            return self._possible(found)
 
     def basis(self, kind: str, version: int, stage: str | None, input_bytes: int | None, declared: int) -> Basis:
         """As `predict`, with what it rests on: for people."""
@@ -88,16 +93,31 @@ class Needs:
             fit, size = known.predictor.fit(kind, version), known.size(input_bytes, declared)
         return Basis(found, fit, known.measure, size)
 
+    def at_submit(self, kind: str, version: int, input_bytes: int | None, declared: int) -> int:
+        """Bytes that a new job is judged by. Nobody is refused for a guess: it counts when the job is picked."""
+        found = self.predict(kind, version, None, input_bytes, declared)
+        return declared if found.guessed else found.need
+
     def foresee(self, kind: str, version: int, input_bytes: int | None, declared: int | None) -> int | None:
         """Bytes that a job which waits will need, by what is known now; None when nothing is."""
         found = self.predict(kind, version, None, input_bytes, declared or 0)
         return found.need if found.samples else None
+
+    def _possible(self, found: Prediction) -> Prediction:
+        """Neither a guess nor a margin denies a job the largest host: it may have that once, alone."""
+        most = self._largest_host
+        seen = 0 if found.guessed else found.line or 0
+        if not most or not found.samples or seen > most or found.need <= most:
+            return found
+        return replace(found, need=most, why=f"{found.why}; no more than the largest worker host has")
 
     def _read(self, kind: str, stage: str | None) -> _Known:
         known = self._known.setdefault((kind, stage), _Known())
         if time.monotonic() - known.read_at > (SERVES if len(known.seen) > FEW else SERVES_FEW):
             known.read_at = time.monotonic()
             try:
+                largest = select(func.max(host.c.limit_bytes))
+                self._largest_host = self.observations.database.read(lambda c: c.execute(largest).scalar_one()) or 0
                 known.last, news = self.observations.since(kind, stage, known.last)
             except DatabaseAway as error:
                 log.warning("memory is predicted by what was known before: %s", error)

@@ -43,7 +43,8 @@ class Observation:
 class Prediction:
     """`need`: bytes. `base`: name of the curve, or declared, largest, doubled. `quantile`: share (0..1) of the earlier
     jobs that factor times curve holds before `margin` (0.05: 5 %). `samples`: what it rests on. `why`: plain words.
-    `line`: bytes that factor times curve says, without `margin` and NOISE; None where there is no curve."""
+    `line`: bytes that factor times curve says, without `margin` and NOISE; None where there is no curve. `guessed`: it
+    rests on attempts that were ended too, of which nobody knows what they would have needed."""
 
     need: int
     base: str
@@ -52,6 +53,7 @@ class Prediction:
     samples: int
     why: str
     line: int | None = None
+    guessed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ class Fit:
             return self._learned(choice, float(input_bytes or 0))
         if self.samples:
             need, why = int(self.largest * (1 + FIRST)) + NOISE, f"the peak of the only job so far, and {FIRST:.0%}"
-            return Prediction(need, "largest", 1.0, FIRST, self.samples, why)
+            return Prediction(need, "largest", 1.0, FIRST, self.samples, why, guessed=self.guesses)
         return Prediction(declared, "declared", 1.0, 0.0, 0, "as declared: no job of this kind has ended yet")
 
     def outdated(self, news: int, last: Observation) -> bool:
@@ -112,7 +114,8 @@ class Fit:
         need = int(line * (1 + choice.margin)) + NOISE
         quantile = 1 - choice.rank / self.samples
         why = f"{choice.curve.name} that holds {quantile:.0%} of {self.samples} jobs, and {choice.margin:.1%}"
-        return Prediction(need, choice.curve.name, quantile, choice.margin, self.samples, why, int(line))
+        figures = (quantile, choice.margin, self.samples)
+        return Prediction(need, choice.curve.name, *figures, why, int(line), self.guesses)
 
     def _again(self, failed: int, declared: int) -> Prediction:
         need = grown(failed, failed, self._seen, declared)

@@ -66,7 +66,7 @@ class MemoryLook:
 
     def stats(self) -> MemoryStats:
         main = self.pipelines[MAIN_KIND]
-        need = self.needs.predict(main.kind, main.version, None, None, main.memory).need
+        need = self.needs.at_submit(main.kind, main.version, None, main.memory)
         verdict = self.admission.explain(Asked(MAIN_KIND, need))
         here = Domain(self.settings.host_memory_bytes).read()
         share = int(here.limit * self.settings.max_memory_usage_percent / 100)
@@ -120,7 +120,8 @@ class MemoryLook:
             raise NotFound(f"there is no kind {kind!r}; known: {', '.join(sorted(self.pipelines))}")
         pipeline = self.pipelines[kind]
         prediction = self._prediction(kind, pipeline.version, None, pipeline.memory)
-        asked = Asked(kind, prediction.need_bytes if need is None else need, user)
+        usual = self.needs.at_submit(kind, pipeline.version, None, pipeline.memory)
+        asked = Asked(kind, usual if need is None else need, user)
         verdict = self.admission.explain(asked)
         scene, limits = self.admission.look(), self.admission.limits
         seconds = self.admission.workload.seconds([kind]).get(kind)

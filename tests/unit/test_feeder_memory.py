@@ -31,7 +31,9 @@ from ledgers import alter
 
 from ncr_worker.job import Event, Job, Reason, State
 from ncr_worker.ledger import Picked
+from ncr_worker.ledger.observations import Seen, note
 from ncr_worker.memory import watch as watch_module
+from ncr_worker.memory.needs import Needs
 from ncr_worker.memory.slots import Order, Phase
 from ncr_worker.pipeline import GIB, MIB, Pipeline
 from ncr_worker.worker.feeder import Feeder
@@ -257,6 +259,14 @@ def test_a_guess_at_its_need_does_not_deny_it_what_it_got_more(host: WorkerHost)
     alter(host.ledger, job_id, next_run_at=0.0)
     job, first = host.run(kind), f"used {600 * 1024:,} MiB, {300 * 1024:,} MiB were reserved"
     assert (job.attempt, job.error) == (2, f"out of memory: {first}; then {600 * 1024:,} of {750 * 1024:,} MiB")
+
+
+def test_one_that_ran_away_does_not_condemn_those_of_its_kind_that_wait(host: WorkerHost) -> None:
+    host.ledger.queue.foresee = Needs(host.ledger.database, learned=True).foresee
+    runaway = Seen("tally", 1, None, None, None, 600 * GIB, 1.0, killed=True)
+    host.ledger.database.transact(lambda connection: note(connection, [runaway]))
+    job_id = host.submit(need=MIB)
+    assert (host.pick().reserved, state(host, job_id)) == (1000 * GIB, State.DISPATCHED)
 
 
 def test_a_job_that_is_told_to_leave_and_was_cancelled_ends_cancelled(host: WorkerHost) -> None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ledgers import opened
+from ledgers import figures, opened
 
+from ncr_worker.ledger.hosts import Hosts
 from ncr_worker.ledger.observations import Seen, note
 from ncr_worker.memory import needs as needs_module
 from ncr_worker.memory.needs import Needs
@@ -103,3 +104,42 @@ def test_what_nobody_wants_is_still_shown(database: Database) -> None:
     told(database, *BY_INPUT)
     found = Needs(database, learned=False).basis("sort", 1, None, 800 * MIB, 64 * MIB)
     assert (found.prediction.need, found.fit.samples) == (64 * MIB, len(BY_INPUT))
+
+
+# --- what would fit no host ---------------------------------------------------------------------------
+KILLED = Seen("sort", 1, None, None, 64 * MIB, 600 * MIB, 1.0, killed=True)
+
+
+@pytest.fixture
+def of_1000_mib(database: Database) -> None:
+    """The largest worker host."""
+    Hosts(database, lease=60).register("h1", "first", figures(limit_bytes=1000 * MIB))
+
+
+@pytest.mark.usefixtures("of_1000_mib")
+def test_a_guess_denies_no_job_the_largest_host(database: Database) -> None:
+    """It may have needed twice what it had when it was ended, or hardly more."""
+    told(database, KILLED)
+    found = Needs(database, learned=True).predict("sort", 1, None, None, 64 * MIB)
+    assert (found.need, found.guessed) == (1000 * MIB, True)
+    assert found.why.endswith("no more than the largest worker host has")
+    assert Needs(database, learned=True).at_submit("sort", 1, None, 64 * MIB) == 64 * MIB, "nobody is refused for it"
+
+
+@pytest.mark.usefixtures("of_1000_mib")
+def test_a_margin_denies_no_job_the_largest_host(database: Database) -> None:
+    """The only job so far took nearly all of it."""
+    told(database, replace(KILLED, peak=960 * MIB, killed=False))
+    found = Needs(database, learned=True).predict("sort", 1, None, None, 64 * MIB)
+    assert (found.need, found.guessed) == (1000 * MIB, False)
+
+
+@pytest.mark.usefixtures("of_1000_mib")
+def test_what_earlier_jobs_did_take_is_no_guess(database: Database) -> None:
+    told(database, *BY_INPUT)
+    assert Needs(database, learned=True).at_submit("sort", 1, 800 * MIB, 64 * MIB) > 2400 * MIB
+
+
+def test_without_a_host_nothing_is_too_much(database: Database) -> None:
+    told(database, KILLED)
+    assert need(Needs(database, learned=True), None, 64) > 1200
