@@ -10,8 +10,8 @@ import mmap
 import os
 import struct
 import time
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from ncr_worker.memory.domain import tree_anon
 
@@ -40,8 +40,7 @@ class Order(IntEnum):
 _PHASES, _ORDERS = tuple(Phase), tuple(Order)  # by number: a lookup costs a tenth of the call
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """Sizes in bytes. `peak`: most anonymous memory seen above `baseline`, what the child had before the job."""
 
     token: int
