@@ -36,6 +36,7 @@ def with_ledger(world: World, **changes: Any) -> Settings:
         "database_url": f"sqlite:///{world.folder / 'ledger.sqlite3'}",
         "redis_url": f"redis://127.0.0.1:{free_port()}/0",
         "retry_delay": 0.01,
+        "memory_prediction": "declared",  # there is no main process that would grant a stage more
         "host_id": "h1",
     }
     return world.settings.model_copy(update=usual | changes)
