@@ -14,6 +14,7 @@ DANGER = 0.95  # of the limit: above it the kernel may soon choose a victim, so 
 REACTION = 0.05  # seconds from a sample to the end of a process: what grows fast is ended that much earlier
 FASTEST = 2 << 30  # bytes a second that one core touches at most
 SOONEST, AT_EASE = 0.01, 0.5  # seconds between two samples
+SLACK = 0.01  # of the limit: the worker's own processes grow a little between two samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,9 @@ class Load:
 
     @property
     def free(self) -> int:
-        """Less than nothing beside a job that has the host alone: nothing joins it, be its need 0."""
-        return self.budget - self.charged
+        """Bytes for further jobs, but for a little slack. Less than nothing beside a job that has the host alone:
+        nothing joins it, be its need 0."""
+        return self.budget - self.charged - int(self.limit * SLACK)
 
     @property
     def in_danger(self) -> bool:
