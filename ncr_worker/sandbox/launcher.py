@@ -19,7 +19,7 @@ from ncr_worker.history import History, Wanted
 from ncr_worker.ledger import schema
 from ncr_worker.ledger.hosts import Hosts
 from ncr_worker.sandbox.own import Api, Beat, Flower, Worker
-from ncr_worker.sandbox.process import ServerFailed, ServerProcess
+from ncr_worker.sandbox.process import ENDING, ServerFailed, ServerProcess
 from ncr_worker.sandbox.s3 import S3
 from ncr_worker.sandbox.sftp import SFTP
 from ncr_worker.sandbox.validator import Validator
@@ -31,7 +31,6 @@ HOST = "sandbox"
 LOCK = "lock"
 ENV = "env"
 LEASE = 60.0
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Say = Callable[[str], None]
 """Tells the user what happens, in a few words."""

@@ -13,12 +13,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -32,6 +33,7 @@ LOG_TAIL_LINES = 25
 STOP_PATIENCE = 15.0
 FAMILY_PATIENCE = 2.0
 """Seconds that a server's children get to notice that their leader has stopped."""
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PORTS = range(10_000, 22_000)
 """Below the ports that clients are given, so that no client takes a server's port while it restarts."""
 
@@ -152,7 +154,7 @@ class ServerProcess(ABC):
         if self.user:
             shutil.chown(self.folder, self.user)
         self.prepare()
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as log, signals_wait():
             self._process = subprocess.Popen(
                 self._tethered(self.command()),
                 cwd=self.folder,
@@ -272,3 +274,24 @@ def _runs(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """A signal to end that comes meanwhile is handled afterwards: one that raised between a fork and the end of Popen
+    would leave a process that belongs to nobody."""
+    if threading.current_thread() is not threading.main_thread():  # no handler raises here
+        yield
+        return
+    arrived: list[int] = []
+    # None: not Python's own handler, which can neither raise nor be put back.
+    handlers = {number: handler for number in ENDING if callable(handler := signal.getsignal(number))}
+    for number in handlers:
+        signal.signal(number, lambda number, _frame: arrived.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for each in arrived:
+            signal.raise_signal(each)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -11,6 +12,8 @@ from rich.console import Console
 from ncr_worker.pipelines.deliver.layout import load_layout
 from ncr_worker.sandbox.demo import Outcome, judge
 from ncr_worker.sandbox.display import HostLine, JobLine, Snapshot, display, render
+from ncr_worker.sandbox.launcher import Stopped, stoppable
+from ncr_worker.sandbox.process import signals_wait
 from ncr_worker.sandbox.samples import INVALID, MB, VALID, WARNING, SampleJob, sample_jobs
 from ncr_worker.settings import Settings
 
@@ -117,3 +120,18 @@ def test_without_a_terminal_plain_lines_tell_the_counts_and_the_memory() -> None
         "          memory of h1: limit 8.0 GiB, others 1.0, reserved 2,048 MiB, in use 1,024, slots 2/4",
         "[ 15.0 s] 100 %: 10 completed, 1 validation_failed",
     ]
+
+
+# --- signals ------------------------------------------------------------------------------------------
+def test_a_signal_waits_until_a_started_process_has_its_owner() -> None:
+    owned = []
+
+    def start() -> None:
+        with stoppable(), signals_wait():
+            signal.raise_signal(signal.SIGTERM)
+            owned.append("process")
+
+    with pytest.raises(Stopped, match="SIGTERM"):
+        start()
+    assert owned == ["process"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
