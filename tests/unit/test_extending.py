@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import pipeline_of_page
 from pydantic import ValidationError
 
 from ncr_worker.pipeline import Pipeline
@@ -18,15 +16,9 @@ PAGE = Path(__file__).parents[2] / "EXTENDING.md"
 
 
 @pytest.fixture
-def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipeline[Any]]:
-    match = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert match, "EXTENDING.md shows a pipeline"
-    (tmp_path / "hello_of_the_page.py").write_text(match[1], encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    found = importlib.import_module("hello_of_the_page").PIPELINE
-    assert isinstance(found, Pipeline)
-    yield found
-    del sys.modules["hello_of_the_page"]
+def pipeline(tmp_path: Path) -> Iterator[Pipeline[Any]]:
+    with pipeline_of_page(PAGE, tmp_path, "hello_of_the_page") as found:
+        yield found
 
 
 def test_its_arguments_are_checked(pipeline: Pipeline[Any]) -> None:
