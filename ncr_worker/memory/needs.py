@@ -71,6 +71,7 @@ class Needs:
         self.learned = learned
         self._known: dict[tuple[str, str | None], _Known] = {}
         self._largest_host = 0  # bytes
+        self._looked_at = -math.inf  # monotonic seconds
         self._lock = threading.Lock()
 
     def predict(self, kind: str, version: int, stage: str | None, input_bytes: int | None, declared: int) -> Prediction:
@@ -116,11 +117,17 @@ class Needs:
         if time.monotonic() - known.read_at > (SERVES if len(known.seen) > FEW else SERVES_FEW):
             known.read_at = time.monotonic()
             try:
-                largest = select(func.max(host.c.limit_bytes))
-                self._largest_host = self.observations.database.read(lambda c: c.execute(largest).scalar_one()) or 0
+                self._look_at_hosts()
                 known.last, news = self.observations.since(kind, stage, known.last)
             except DatabaseAway as error:
                 log.warning("memory is predicted by what was known before: %s", error)
             else:
                 known.learn(news)
         return known
+
+    def _look_at_hosts(self) -> None:
+        """Once for all kinds and stages: hosts seldom come and go."""
+        if time.monotonic() - self._looked_at > SERVES:
+            largest = select(func.max(host.c.limit_bytes))
+            self._largest_host = self.observations.database.read(lambda c: c.execute(largest).scalar_one()) or 0
+            self._looked_at = time.monotonic()
