@@ -17,10 +17,12 @@ USER, PASSWORD = "courier", "open sesame"
 
 
 class WilfulSftp:
-    """`refuse`: request -> the error that answers it. `logins`: what clients have sent to log in."""
+    """`refuse`: request -> the error that answers it. `logins`: what clients have sent to log in. `window`: bytes
+    that a client may send before it is told to go on."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, window: int) -> None:
         self.root = root
+        self.window = window
         self.port = 0
         self.host_key = asyncssh.generate_private_key("ssh-ed25519")
         self.refuse: dict[str, Callable[[str], asyncssh.SFTPError]] = {}
@@ -47,6 +49,7 @@ class WilfulSftp:
             server_factory=lambda: _Door(self),
             server_host_keys=[self.host_key],
             sftp_factory=lambda channel: _Files(channel, self),
+            window=self.window,
         )
         self.port = server.get_port()
         started.set()
@@ -109,9 +112,9 @@ class _Files(asyncssh.SFTPServer):
 
 
 @contextmanager
-def wilful_sftp(root: Path) -> Iterator[WilfulSftp]:
+def wilful_sftp(root: Path, window: int = 1 << 21) -> Iterator[WilfulSftp]:
     root.mkdir()
-    server = WilfulSftp(root)
+    server = WilfulSftp(root, window)
     started = threading.Event()
     loop = asyncio.new_event_loop()
     over = asyncio.Event()

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, func, select, update
 
 from ncr_worker.job import Reason, State
 from ncr_worker.ledger.pauses import work_paused
-from ncr_worker.ledger.search import WINDOW, Ahead, Foresee, Search
+from ncr_worker.ledger.search import WINDOW, Ahead, Foresee, Place, Search
 from ncr_worker.ledger.tables import host, job
 from ncr_worker.ledger.transition import dispatch, wind_up
 from ncr_worker.picking import Room, Round
@@ -64,6 +64,7 @@ class Queue:
         self._ahead: Ahead | None = None
         self._foreseen_at = 0.0  # monotonic seconds
         self._probed: set[str] = set()  # kinds: see picking.Turns
+        self._reached: dict[str, Place] = {}  # see Search.go_deeper
         self._spent: dict[str, float] = {}  # by tenants since the last look
         self._passed: Counter[int] = Counter()  # since the last look
 
@@ -110,7 +111,7 @@ class Queue:
         self._passed, self._spent = Counter(), {}  # a commit that fails loses at most a second of it
         used = self._used(offer, ahead)
         search.go_through(ahead.jobs, used)
-        search.go_deeper(ahead, used)
+        search.go_deeper(ahead, used, self._reached)
         picked = self._take(connection, search, offer, locked=True)
         self._tell_passed(connection, search.round.passed)
         self._note_refused(connection, search)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Executable, Result, Select, func, insert, or_, select, update
+from sqlalchemy import Connection, Executable, Result, Select, func, insert, literal, or_, select, tuple_, update
 
 from ncr_worker.job import OUT, State
 from ncr_worker.ledger.tables import batch, job, share
@@ -25,18 +25,21 @@ Foresee = Callable[[str, int, int | None, int | None], int | None]
 """Kind, version, input bytes and declared bytes of a job -> the bytes it will need; None when nothing is known."""
 Facts = tuple[int, int | None, int | None]
 """Version, input bytes and declared bytes."""
+Place = tuple[int, int]
+"""In its tenant's line: priority and number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
     """Candidates that were read and not taken yet. `facts`: of those whose need is foreseen, by number. `tenants`: who
-    has queued jobs, in fair order; `used`: their byte-seconds then. `whole`: there was nothing else in the backlog."""
+    has queued jobs, in fair order; `used`: their byte-seconds then. `behind`: whose lines go on behind what was read,
+    and after which place; None: nothing of that line was read."""
 
     jobs: tuple[Waiting, ...]
     facts: Mapping[int, Facts]
     tenants: tuple[str, ...]
     used: Mapping[str, float]
-    whole: bool
+    behind: Mapping[str, Place | None]
 
     def foreseen(self, foresee: Foresee) -> Ahead:
         """By what is known now: each job that ends tells more of its kind."""
@@ -75,16 +78,18 @@ class Search:
         used = self._share(tenants, spent)
         tenants.sort(key=lambda tenant: (tenant != "", used[tenant]))  # nobody's are the service's own: maybe urgent
         jobs: list[Waiting] = []
+        behind: dict[str, Place | None] = dict.fromkeys(tenants)
         each = max(WINDOW // max(len(tenants), 1), self.round.room.slots)
-        whole = not self._full
         for tenant in tenants:
             found = self._line(tenant, each)
             jobs += found
-            whole &= len(found) < each
-            if len(jobs) >= WINDOW and tenant != tenants[-1]:
-                whole = False
+            if len(found) < each:
+                del behind[tenant]
+            else:
+                behind[tenant] = _place(found[-1])
+            if len(jobs) >= WINDOW:
                 break
-        return Ahead(tuple(jobs), self._facts, tuple(tenants), used, whole)
+        return Ahead(tuple(jobs), self._facts, tuple(tenants), used, behind)
 
     def go_through(self, jobs: Iterable[Waiting], used: Mapping[str, float]) -> None:
         """Offer the jobs to the round, in turn."""
@@ -100,23 +105,30 @@ class Search:
                 if batch_id:
                     self.rooms[batch_id] -= 1
 
-    def go_deeper(self, ahead: Ahead, used: Mapping[str, float]) -> None:
-        """Behind the window only what fits is of interest: who waits for memory is told by the window alone."""
-        seen = {waiting.number for waiting in ahead.jobs}
-        for tenant in ahead.tenants if not ahead.whole else ():
-            while not self.round.done:
-                found = [one for one in self._line(tenant, WINDOW, self.round.most, seen) if one.number not in seen]
-                if not found:
-                    break
-                self.go_through(found, used)
-                seen |= {waiting.number for waiting in found}
+    def go_deeper(self, ahead: Ahead, used: Mapping[str, float], reached: dict[str, Place]) -> None:
+        """Behind the window only what fits is of interest: who waits for memory is told by the window alone.
+
+        Of each line no more than one window. `reached`: where the next look goes on, when nothing in that one did fit
+        after all: what a job needs is known better than what is stored of it.
+        """
+        for tenant, end in ahead.behind.items():
+            if self.round.done:
+                return
+            taken = len(self.round.taken)
+            most = self.round.most
+            found = self._line(tenant, WINDOW, reached.pop(tenant, end), most)
+            self.go_through((waiting for waiting in found if waiting.need <= most), used)
+            if len(found) == WINDOW and len(self.round.taken) == taken:
+                reached[tenant] = _place(found[-1])
 
     def _execute(self, statement: Executable) -> Result[Any]:
         if self._connection is None:
             raise RuntimeError("a search without a connection reads nothing")
         return self._connection.execute(statement)
 
-    def _line(self, tenant: str, count: int, most: int | None = None, but: Iterable[int] = ()) -> list[Waiting]:
+    def _line(
+        self, tenant: str, count: int, after: Place | None = None, most: int | None = None
+    ) -> list[Waiting]:
         query = (
             select(*_WAITING, *_FACTS)
             .where(job.c.state == State.QUEUED, job.c.tenant == tenant, job.c.next_run_at <= now())
@@ -130,8 +142,10 @@ class Search:
             query = query.where(job.c.kind.in_(self.kinds))
         if self._full:
             query = query.where(or_(job.c.batch_id.is_(None), job.c.batch_id.not_in(sorted(self._full))))
+        if after is not None:
+            query = query.where(tuple_(job.c.priority, job.c.number) > tuple_(*map(literal, after)))
         if most is not None:
-            query = query.where(job.c.need <= most, job.c.number.not_in(sorted(but)))
+            query = query.where(job.c.need <= most)
         return [self._waiting(tuple(row)) for row in self._execute(query)]
 
     def _waiting(self, row: tuple[Any, ...]) -> Waiting:
@@ -181,6 +195,10 @@ class Search:
             else:
                 self._execute(insert(share).values(tenant=tenant, used=used[tenant]))
         return used
+
+
+def _place(waiting: Waiting) -> Place:
+    return waiting.priority, waiting.number
 
 
 def _foreseen(waiting: Waiting, facts: Facts, foresee: Foresee) -> Waiting:

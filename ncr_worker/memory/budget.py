@@ -49,6 +49,7 @@ class Load:
     charges: tuple[Charge, ...] = ()
     rising: float = 0.0  # bytes a second by which `anonymous` grew up to now
     expected: int = 0  # what pool children will need for themselves that have not loaded all they use
+    gone: int = 0  # what jobs used, as `anonymous` was read, that have ended since: it is free now
 
     @cached_property
     def observed(self) -> int:
@@ -56,7 +57,7 @@ class Load:
 
     @cached_property
     def others(self) -> int:
-        return max(self.anonymous - self.observed, 0) + self.expected
+        return max(self.anonymous - self.observed - self.gone, 0) + self.expected
 
     @cached_property
     def budget(self) -> int:

@@ -103,6 +103,12 @@ def rss_anon(pid: int) -> int:
     return (int(fields[1]) - int(fields[2])) * PAGE if fields else 0
 
 
+def is_ending(pid: int) -> bool:
+    """Whether the process has let go of its memory, and the kernel has not taken back all of it yet."""
+    status = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    return bool(status) and status[0] not in (b"Z", b"X") and not rss_anon(pid)
+
+
 def tree_anon(pid: int) -> int:
     """Anonymous resident bytes of a process and all its descendants; 0 when it is gone.
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import TracebackType
 
 from ncr_worker.memory.budget import Charge, Load, doomed, next_look, victims
-from ncr_worker.memory.domain import Domain, Reading, children, descendants, rss_anon, tree_anon
+from ncr_worker.memory.domain import Domain, Reading, children, descendants, is_ending, rss_anon, tree_anon
 from ncr_worker.memory.slots import Order, Phase, Slots
 
 log = logging.getLogger(__name__)
@@ -60,9 +60,18 @@ class Watch:
 
     def load(self) -> Load:
         """The host now: reservations as they are, use as last sampled."""
-        reading = self.reading
-        charges = self._charges()
-        return Load(reading.limit, reading.source, reading.anonymous, self.share, charges, self._rising, self._expected)
+        reading, charges = self.reading, self._charges()
+        here = {charge.token for charge in charges}
+        return Load(
+            limit=reading.limit,
+            source=reading.source,
+            anonymous=reading.anonymous,
+            share=self.share,
+            charges=charges,
+            rising=self._rising,
+            expected=self._expected,
+            gone=sum(used for token, used in self._observed.items() if token not in here),
+        )
 
     def expect(self) -> None:
         """A job is about to run: do not sleep through its first steps."""
@@ -76,11 +85,10 @@ class Watch:
         if self._reading is not None:
             self._rising = (reading.anonymous - self._reading.anonymous) / max(at - self._read_at, 1e-3)
         self._reading, self._read_at = reading, at
-        observed = {}
-        for index in range(self.slots.count):
-            slot = self.slots.read(index)
-            if slot.phase is Phase.RUNNING:
-                observed[slot.token] = self.slots.sample(index)
+        observed = self._samples()
+        if sum(observed.values()) < sum(self._observed.values()):
+            # What they gave back meanwhile is not the others' either.
+            self._reading = replace(reading, anonymous=min(reading.anonymous, self._read().anonymous))
         self._observed = observed
         self._expected = self._missing()
         load, now = self.load(), time.monotonic()
@@ -105,6 +113,16 @@ class Watch:
             return reading
         # As if the worker had a machine of that size for itself.
         return replace(reading, anonymous=tree_anon(os.getpid()))
+
+    def _samples(self) -> dict[int, int]:
+        """Token -> bytes, of each job that runs."""
+        found = {}
+        for index in range(self.slots.count):
+            slot = self.slots.read(index)
+            if slot.phase is Phase.RUNNING:
+                used = self.slots.sample(index)
+                found[slot.token] = used if used or not is_ending(slot.pid) else self._observed.get(slot.token, 0)
+        return found
 
     def _missing(self) -> int:
         """What this worker's children lack to a usual one: else the budget would shrink under the jobs as they load."""

@@ -75,10 +75,10 @@ class PipelinedWrites:
                     size = channel._wait_for_send_window(len(head) + len(content) - sent)
                     if not size:
                         raise EOFError("the channel is closed")
-                    part = content[sent : sent + size - len(head)]
-                    parts.append(head + part if head else part)
+                    front, head = head[:size], head[size:]  # the window may end within the head
+                    part = content[sent : sent + size - len(front)]
+                    parts.append(front + part if front else part)
                     sent += len(part)
-                    head = b""
             # Not under the lock, for which new keys would have to wait, as this would for them.
             channel.transport._send_user_message(ChannelData(channel.remote_chanid, parts))
 

@@ -134,6 +134,15 @@ def test_of_every_tenant_what_fits_is_found_behind_any_number_that_do_not(ledger
     assert sorted(picked(ledger, offer(free=100))) == sorted(fits)
 
 
+def test_what_fits_is_found_look_by_look_behind_what_has_turned_out_too_large(ledger: Ledger) -> None:
+    ledger.queue.foresee = lambda kind, _version, _size, _declared: 900 * MIB if kind == "deliver" else 10 * MIB
+    queued(ledger, "ann", 3 * WINDOW, need=50)
+    [fits] = queued(ledger, "ann", 1, kind="sort")
+    assert [picked(ledger, offer(free=100)) for _ in range(4)] == [[], [], [fits], []]
+    [after] = queued(ledger, "ann", 1, kind="sort")
+    assert [after] in [picked(ledger, offer(free=100)) for _ in range(4)]
+
+
 # --- read ahead ---------------------------------------------------------------------------------------
 def test_later_picks_take_what_the_first_has_read(ledger: Ledger) -> None:
     assert ledger.queue.dry

@@ -6,15 +6,19 @@ import random
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import paramiko
 import pytest
 from services import OpenSSH
+from wilful import wilful_sftp
 
 from ncr_worker.sandbox.sftp import SFTP
+from ncr_worker.settings import Settings
 from ncr_worker.stores.packets import BatchPacketizer, BufferedSocket
 from ncr_worker.stores.pipelining import ANSWERS, PipelinedWrites
+from ncr_worker.stores.sftp import target
 
 CONTENT = random.Random(1).randbytes(32_000)
 MANY = 5 * ANSWERS + 1
@@ -80,6 +84,16 @@ def test_every_cipher_brings_the_same(server: SFTP | OpenSSH, ciphers: Sequence[
             with client.open("any", "wb") as file, PipelinedWrites(file, 0) as writes:
                 writes.write(content)
             assert (server.root / "any").read_bytes() == content
+
+
+@pytest.mark.parametrize("window", [1, 21, 22, 40, 97])
+def test_the_servers_window_may_end_anywhere(tmp_path: Path, window: int) -> None:
+    (tmp_path / "content").write_bytes(CONTENT[:3_000])
+    with wilful_sftp(tmp_path / "files", window) as server:
+        connector = target(Settings.model_validate({name.lower(): value for name, value in server.env().items()}))
+        connector.upload(tmp_path / "content", "any")
+        connector.close()
+    assert (tmp_path / "files/any").read_bytes() == CONTENT[:3_000]
 
 
 def test_new_keys_come_in_between(server: SFTP | OpenSSH, monkeypatch: pytest.MonkeyPatch) -> None:

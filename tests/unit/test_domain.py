@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ncr_worker.memory import domain
-from ncr_worker.memory.domain import Domain, Reading, descendants, rss_anon, tree_anon
+from ncr_worker.memory.domain import Domain, Reading, descendants, is_ending, rss_anon, tree_anon
 from ncr_worker.memory.groups import memory_groups
 from ncr_worker.pipeline import GIB, MIB
 
@@ -188,6 +188,19 @@ def test_anonymous_memory_of_a_process_and_of_one_that_is_gone() -> None:
     assert rss_anon(os.getpid()) - before > 24 * MIB
     del block
     assert (rss_anon(NOBODY), tree_anon(NOBODY), descendants(NOBODY)) == (0, 0, [])
+
+
+def test_what_lives_is_not_ending_and_neither_is_what_is_dead_or_gone() -> None:
+    child = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE)
+    try:
+        assert not is_ending(child.pid)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, but not buried
+        assert not is_ending(child.pid)
+    finally:
+        child.communicate()
+    assert not is_ending(child.pid)
+    assert not is_ending(NOBODY)
 
 
 def test_anonymous_memory_is_what_the_kernel_calls_so() -> None:

@@ -119,6 +119,52 @@ def test_a_look_sees_what_a_job_and_the_processes_it_started_use(host: Host, chi
     end(pid)
 
 
+def test_what_an_ended_job_used_is_free_at_once(host: Host) -> None:
+    host.job(0, 40, 40)
+    host.used(100)
+    seen = host.watch.look()
+    host.slots.free(0)
+    after = host.watch.load()
+    assert after.others == seen.others
+    assert after.free == seen.free + seen.charged
+
+
+def test_what_a_job_gives_back_while_it_is_looked_at_is_not_the_others(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = host.job(0, 40, 40)
+    host.used(60)
+    before = host.watch.look()
+    sample = host.slots.sample
+
+    def ends(index: int) -> int:
+        end(pid)
+        assert eventually(lambda: is_over(pid))
+        host.used(60 - before.observed // MIB)
+        return sample(index)
+
+    monkeypatch.setattr(host.slots, "sample", ends)
+    after = host.watch.look()
+    assert after.observed == 0
+    assert after.others == pytest.approx(before.others, abs=MIB)
+
+
+def test_a_job_uses_its_memory_until_the_kernel_has_taken_all_of_it_back(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = host.job(0, 40, 40)
+    host.used(60)
+    before = host.watch.look()
+    monkeypatch.setattr(watch_module, "is_ending", lambda asked: asked == pid)
+    monkeypatch.setattr(host.slots, "sample", lambda _index: 0)
+    during = host.watch.look()
+    assert (during.observed, during.others) == (before.observed, before.others)
+    monkeypatch.undo()
+    end(pid)
+    assert eventually(lambda: is_over(pid))
+    assert host.watch.look().observed == 0
+
+
 def test_a_slot_that_is_left_keeps_its_reservation_and_uses_nothing(host: Host) -> None:
     host.job(0, 30, 24, lambda mine: mine.leave(clean=True))
     assert eventually(lambda: host.slots.read(0).phase is Phase.LEFT)
