@@ -126,9 +126,7 @@ class Search:
             raise RuntimeError("a search without a connection reads nothing")
         return self._connection.execute(statement)
 
-    def _line(
-        self, tenant: str, count: int, after: Place | None = None, most: int | None = None
-    ) -> list[Waiting]:
+    def _line(self, tenant: str, count: int, after: Place | None = None, most: int | None = None) -> list[Waiting]:
         query = (
             select(*_WAITING, *_FACTS)
             .where(job.c.state == State.QUEUED, job.c.tenant == tenant, job.c.next_run_at <= now())
