@@ -15,7 +15,7 @@ import time
 from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -156,7 +156,7 @@ class Packing:
                     number, str(number), task.kind, need, unknown=self.sizer.learns and not self._learned[task.kind]
                 ),
             )
-        return replace(known[1], passed=self._passed[number])
+        return known[1]._replace(passed=self._passed[number])
 
     def _end(self, number: int) -> None:
         task, had = self.tasks[number], self._had.pop(number)

@@ -11,13 +11,13 @@ import heapq
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 CREDIT = 60.0  # seconds of a whole host that a tenant who used less may be ahead of the others, and no more
 TYPICAL = 1.0  # seconds that a job is taken to last until it is known: what starts at once is shared out too
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """A queued job as the policy sees it. `need`: bytes. `passed`: jobs that overtook it while it did not fit."""
 
     number: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection, func, select, update
@@ -14,7 +14,7 @@ from ncr_worker.ledger.pauses import work_paused
 from ncr_worker.ledger.search import WINDOW, Ahead, Foresee, Place, Search
 from ncr_worker.ledger.tables import host, job
 from ncr_worker.ledger.transition import dispatch, wind_up
-from ncr_worker.picking import Room, Round
+from ncr_worker.picking import Room, Round, Waiting
 from ncr_worker.sql import Database, now
 
 __all__ = ["WINDOW", "Offer", "Picked", "Queue"]
@@ -103,7 +103,7 @@ class Queue:
         return ahead.foreseen(self.foresee)
 
     def _pick(self, connection: Connection, offer: Offer) -> tuple[list[Picked], Ahead | None]:
-        if connection.execute(select(work_paused())).scalar_one():
+        if connection.execute(_PAUSED).scalar_one():
             return [], None
         self._tell_passed(connection, self._passed)
         search = self._search(connection, offer)
@@ -160,7 +160,7 @@ class Queue:
         return replace(
             ahead,
             jobs=tuple(
-                replace(waiting, passed=waiting.passed + round_.passed[waiting.number])
+                waiting._replace(passed=waiting.passed + round_.passed[waiting.number])
                 if waiting.number in round_.passed
                 else waiting
                 for waiting in ahead.jobs
@@ -186,15 +186,16 @@ class Queue:
         if fresh:
             values = {"reason": Reason.NO_MEMORY.value, "refused_since": now()}
             connection.execute(update(job).where(job.c.number.in_(fresh)).values(**values))
-        if numbers := sorted(waiting.keys() - spared):
-            self._fail_hopeless(connection, {number: waiting[number].need for number in numbers})
+        self._fail_hopeless(connection, [one for number, one in sorted(waiting.items()) if number not in spared])
 
-    def _fail_hopeless(self, connection: Connection, needs: Mapping[int, int]) -> None:
-        """Jobs that no host can ever hold, and batch jobs refused for longer than their batch waits.
-
-        `needs`: number -> bytes.
-        """
-        largest = connection.execute(select(func.max(host.c.limit_bytes))).scalar_one() or 0
+    def _fail_hopeless(self, connection: Connection, waiting: Sequence[Waiting]) -> None:
+        """Jobs that no host can ever hold, and batch jobs refused for longer than their batch waits."""
+        if not waiting:
+            return
+        largest = connection.execute(_LARGEST).scalar_one() or 0
+        needs = {one.number: one.need for one in waiting if one.need > largest or one.batch_id}
+        if not needs:
+            return
         waited = now() - job.c.refused_since
         columns = (job.c.number, job.c.batch_id, job.c.error_code, job.c.error, waited.label("waited"))
         rows = connection.execute(select(*columns).where(job.c.number.in_(sorted(needs))))
@@ -209,3 +210,8 @@ class Queue:
             elif row.batch_id and row.waited > self.batch_timeout:
                 text = f"no host had {need:,} bytes free for {row.waited:.0f} s (BATCH_TIMEOUT)"
                 wind_up(connection, row.number, State.QUEUED, actor="feeder", code="memory_timeout", text=text)
+
+
+# Built once: building a statement costs more than running it.
+_LARGEST = select(func.max(host.c.limit_bytes))
+_PAUSED = select(work_paused())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection, Executable, Result, Select, func, insert, literal, or_, select, tuple_, update
@@ -43,6 +44,7 @@ class Ahead:
 
     def foreseen(self, foresee: Foresee) -> Ahead:
         """By what is known now: each job that ends tells more of its kind."""
+        foresee = cache(foresee)
         jobs = (
             _foreseen(each, self.facts[each.number], foresee) if each.number in self.facts else each
             for each in self.jobs
@@ -64,7 +66,7 @@ class Search:
         self._connection = connection
         self.round = round_
         self.kinds = kinds
-        self.foresee = foresee
+        self.foresee = foresee and cache(foresee)  # many jobs of a line are alike
         self.probed = probed  # see picking.Turns
         self.rooms: dict[str, int] = {}  # batch -> jobs it may still have out
         self._full: set[str] = set()
@@ -73,7 +75,7 @@ class Search:
 
     def look(self, spent: Mapping[str, float]) -> Ahead:
         """The head of each tenant's line. `spent`: byte-seconds to add to what tenants have used."""
-        self._full |= {str(batch_id) for batch_id in self._execute(_full_batches()).scalars()}
+        self._full |= {str(batch_id) for batch_id in self._execute(_FULL_BATCHES).scalars()}
         tenants = self._tenants()
         used = self._share(tenants, spent)
         tenants.sort(key=lambda tenant: (tenant != "", used[tenant]))  # nobody's are the service's own: maybe urgent
@@ -135,7 +137,7 @@ class Search:
             .with_for_update(skip_locked=True)
         )
         for dialect in ("mysql", "mariadb"):  # which otherwise sorts the queue, and so locks all of it
-            query = query.with_hint(job, "FORCE INDEX (ix_job_state_tenant_priority_number)", dialect)
+            query = query.with_hint(job, "FORCE INDEX (ix_job_state_tenant_priority_number_need)", dialect)
         if self.kinds is not None:
             query = query.where(job.c.kind.in_(self.kinds))
         if self._full:
@@ -169,16 +171,7 @@ class Search:
         return self.rooms[batch_id]
 
     def _tenants(self) -> list[str]:
-        """Whoever has queued jobs: one step in the index for each, however long their lines are."""
-        first = select(func.min(job.c.tenant).label("tenant")).where(job.c.state == State.QUEUED)
-        line = first.cte("line", recursive=True)
-        following = (
-            select(func.min(job.c.tenant))
-            .where(job.c.state == State.QUEUED, job.c.tenant > line.c.tenant)
-            .scalar_subquery()
-        )
-        line = line.union_all(select(following).where(line.c.tenant.is_not(None)))
-        return [str(name) for name in self._execute(select(line.c.tenant)).scalars() if name is not None]
+        return [str(name) for name in self._execute(_TENANTS).scalars() if name is not None]
 
     def _share(self, tenants: Sequence[str], spent: Mapping[str, float]) -> dict[str, float]:
         """What these have used, levelled; `spent` is added and stored."""
@@ -201,14 +194,28 @@ def _place(waiting: Waiting) -> Place:
 
 def _foreseen(waiting: Waiting, facts: Facts, foresee: Foresee) -> Waiting:
     need = foresee(waiting.kind, *facts)
-    return replace(waiting, need=waiting.need if need is None else need, unknown=need is None)
+    return waiting._replace(need=waiting.need if need is None else need, unknown=need is None)
 
 
-def _full_batches() -> Select[tuple[str | None]]:
-    return (
-        select(job.c.batch_id)
-        .join(batch, batch.c.id == job.c.batch_id)
-        .where(job.c.state.in_(_OUT))
-        .group_by(job.c.batch_id, batch.c.size)
-        .having(func.count() >= batch.c.size)
+def _tenants() -> Select[tuple[str | None]]:
+    """Whoever has queued jobs: one step in the index for each, however long their lines are."""
+    first = select(func.min(job.c.tenant).label("tenant")).where(job.c.state == State.QUEUED)
+    line = first.cte("line", recursive=True)
+    following = (
+        select(func.min(job.c.tenant))
+        .where(job.c.state == State.QUEUED, job.c.tenant > line.c.tenant)
+        .scalar_subquery()
     )
+    line = line.union_all(select(following).where(line.c.tenant.is_not(None)))
+    return select(line.c.tenant)
+
+
+# Built once: building a statement costs more than running it.
+_TENANTS = _tenants()
+_FULL_BATCHES = (
+    select(job.c.batch_id)
+    .join(batch, batch.c.id == job.c.batch_id)
+    .where(job.c.state.in_(_OUT))
+    .group_by(job.c.batch_id, batch.c.size)
+    .having(func.count() >= batch.c.size)
+)

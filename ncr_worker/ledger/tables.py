@@ -100,7 +100,8 @@ job = Table(
     Column("error", LongNote),
     Column("result", Json),
     Column("request_id", String(128)),
-    Index(None, "state", "tenant", "priority", "number"),  # the order of the pick, so that it reads and locks no more
+    # The order of the pick, so that it reads and locks no more; with the need, by which it passes over long lines.
+    Index(None, "state", "tenant", "priority", "number", "need"),
     Index(None, "batch_id", "state"),
     Index(None, "host", "state"),
     Index(None, "kind", "ref"),

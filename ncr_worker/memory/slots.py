@@ -139,7 +139,7 @@ class JobSlot:
         return self._slots.read(self._index).token == self._token
 
     def begin(self, baseline: int) -> bool:
-        """This process runs the job. `baseline`: its anonymous bytes before the job.
+        """This process runs the job. `baseline`: its anonymous bytes before the job. Main need not be told at once.
 
         False when the slot was given to another job meanwhile: then this one is no longer ours.
         """
@@ -147,7 +147,7 @@ class JobSlot:
             return False
         self._slots.put(self._index, 2, os.getpid())
         self._slots.put(self._index, 6, baseline)
-        self._phase(Phase.RUNNING)
+        self._slots.put(self._index, 0, Phase.RUNNING)
         return True
 
     def lower(self, need: int) -> None:
@@ -168,8 +168,5 @@ class JobSlot:
 
     def leave(self, *, clean: bool) -> None:
         if self.mine:
-            self._phase(Phase.LEFT if clean else Phase.LEFT_DIRTY)
-
-    def _phase(self, phase: Phase) -> None:
-        self._slots.put(self._index, 0, phase)
-        self._slots.ring()
+            self._slots.put(self._index, 0, Phase.LEFT if clean else Phase.LEFT_DIRTY)
+            self._slots.ring()

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 POLL = 1.0  # seconds between two looks for work when nobody woke us
 LOOK = 3.0  # ... as long as work is left that was read ahead
+BEGINS = 0.1  # ... when a job is on its way to a child, of whose death nobody would tell us yet
 
 
 class Feeder:
@@ -162,7 +163,7 @@ class Feeder:
             poller.register(pidfd, select.POLLIN)
         hungry = self.holding.news and self.holding.free
         due = min(self._next_poll, self._next_beat, self._looked + SERVES if hungry else inf) - time.monotonic()
-        poller.poll(1000 * min(max(due, 0.01), POLL))
+        poller.poll(1000 * min(max(due, 0.01), BEGINS if self.holding.sent else POLL))
         self.slots.hush()
 
     def _await_empty(self, seconds: float) -> bool:

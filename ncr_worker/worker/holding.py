@@ -82,6 +82,11 @@ class Holding:
         return cost
 
     @property
+    def sent(self) -> bool:
+        """Some job was not seen to run yet."""
+        return any(held.pidfd is None for held in self.jobs.values())
+
+    @property
     def pidfds(self) -> Iterator[int]:
         return (held.pidfd for held in self.jobs.values() if held.pidfd is not None)
 

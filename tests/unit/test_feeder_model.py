@@ -146,7 +146,7 @@ class World:
 
     def requeue(self, host: Host, one: Running, need: int, why: str) -> None:
         self.leave(host, one, why)
-        self.waiting[one.job.number] = replace(one.job, need=min(need, LARGEST), passed=0, refused=False)
+        self.waiting[one.job.number] = one.job._replace(need=min(need, LARGEST), passed=0, refused=False)
 
     # --- what is decided ------------------------------------------------------------------------------
     def watch(self, host: Host) -> None:
@@ -180,7 +180,7 @@ class World:
                 turns.charge(job)
         self.check_round(host, round_, [job for job in seen if job.need <= host.limit])
         for number, count in round_.passed.items():
-            self.waiting[number] = replace(self.waiting[number], passed=self.waiting[number].passed + count)
+            self.waiting[number] = self.waiting[number]._replace(passed=self.waiting[number].passed + count)
         for job in round_.taken:
             self.begin(host, job)
 

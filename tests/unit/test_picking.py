@@ -6,7 +6,6 @@ import heapq
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -304,7 +303,7 @@ def test_who_comes_at_the_same_time_gets_the_same(slots: int) -> None:
 
 # --- what nobody knows --------------------------------------------------------------------------------
 def of_kind(kind: str, **changes: Any) -> Waiting:
-    return replace(job(**changes), kind=kind)
+    return job(**changes)._replace(kind=kind)
 
 
 def test_the_first_of_each_unknown_kind_goes_ahead_of_its_line() -> None:
