@@ -14,7 +14,8 @@ DANGER = 0.95  # of the limit: above it the kernel may soon choose a victim, so 
 REACTION = 0.05  # seconds from a sample to the end of a process: what grows fast is ended that much earlier
 FASTEST = 2 << 30  # bytes a second that one core touches at most
 SOONEST, AT_EASE = 0.01, 0.5  # seconds between two samples
-SLACK = 0.01  # of the limit: the worker's own processes grow a little between two samples
+SLACK = 0.03  # of the limit: the worker's own processes grow between two samples, above all a new child's,
+MOST_SLACK = 64 << 20  # ... but no more than some of them can
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Load:
 
     @cached_property
     def others(self) -> int:
-        return max(self.anonymous - self.observed - self.gone, 0) + self.expected
+        return max(self.anonymous - self.observed - self.gone, 0)
 
     @cached_property
     def budget(self) -> int:
@@ -69,9 +70,13 @@ class Load:
 
     @property
     def free(self) -> int:
-        """Bytes for further jobs, but for a little slack. Less than nothing beside a job that has the host alone:
-        nothing joins it, be its need 0."""
-        return self.budget - self.charged - int(self.limit * SLACK)
+        """Bytes for further jobs, but for what is expected, and a little slack. Less than nothing beside a job that
+        has the host alone: nothing joins it, be its need 0."""
+        return self.budget - self.charged - self.expected - self.slack
+
+    @property
+    def slack(self) -> int:
+        return min(int(self.limit * SLACK), MOST_SLACK)
 
     @property
     def in_danger(self) -> bool:
@@ -88,7 +93,7 @@ class Load:
         """Whether the job may go on with `need` bytes; alone on the host it may have all there is."""
         if len(self.charges) == 1:
             return need <= self.limit
-        return need - charge.bytes <= self.budget - self.charged
+        return need - charge.bytes <= self.budget - self.charged - self.expected
 
 
 def victims(load: Load, now: float) -> list[Charge]:

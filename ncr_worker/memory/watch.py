@@ -7,8 +7,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from ncr_worker.memory.budget import Charge, Load, doomed, next_look, victims
@@ -18,6 +19,17 @@ from ncr_worker.memory.slots import Order, Phase, Slots
 log = logging.getLogger(__name__)
 
 GRACE = 2.0  # seconds that a job gets to leave on its own when it uses more than it reserved
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """The host at one moment. `at`: monotonic seconds; `observed`: token -> bytes; for the rest see Load."""
+
+    reading: Reading
+    at: float
+    observed: Mapping[int, int] = field(default_factory=dict)
+    rising: float = 0.0
+    expected: int = 0
 
 
 class Watch:
@@ -33,13 +45,10 @@ class Watch:
         self._since: dict[int, float] = {}  # token -> when it was first seen to run
         self._told: dict[int, float] = {}  # token -> when it was told to leave
         self._killed: set[int] = set()  # tokens
-        self._observed: dict[int, int] = {}  # token -> bytes at the last sample
-        self._reading: Reading | None = None
+        self._sample: _Sample | None = None  # the last one
         self._interval = 0.0
         self.child = 0
         """Bytes of a pool child that has loaded its libraries: as much is kept free for each that has not yet."""
-        self._expected = 0
-        self._rising = self._read_at = 0.0
         self._stop = threading.Event()
         self._nudge = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
@@ -56,21 +65,22 @@ class Watch:
     @property
     def reading(self) -> Reading:
         """The last sample of the host."""
-        return self._reading or self._read()
+        return self._last().reading
 
     def load(self) -> Load:
         """The host now: reservations as they are, use as last sampled."""
-        reading, charges = self.reading, self._charges()
+        sample = self._last()
+        charges = self._charges(sample.observed)
         here = {charge.token for charge in charges}
         return Load(
-            limit=reading.limit,
-            source=reading.source,
-            anonymous=reading.anonymous,
+            limit=sample.reading.limit,
+            source=sample.reading.source,
+            anonymous=sample.reading.anonymous,
             share=self.share,
             charges=charges,
-            rising=self._rising,
-            expected=self._expected,
-            gone=sum(used for token, used in self._observed.items() if token not in here),
+            rising=sample.rising,
+            expected=sample.expected,
+            gone=sum(used for token, used in sample.observed.items() if token not in here),
         )
 
     def expect(self) -> None:
@@ -80,17 +90,7 @@ class Watch:
 
     def look(self) -> Load:
         """Take a sample; tell jobs to leave, and end them, where that is needed."""
-        # The domain first: what grows in between is counted for the jobs, and not as others' and for ever.
-        reading, at = self._read(), time.monotonic()
-        if self._reading is not None:
-            self._rising = (reading.anonymous - self._reading.anonymous) / max(at - self._read_at, 1e-3)
-        self._reading, self._read_at = reading, at
-        observed = self._samples()
-        if sum(observed.values()) < sum(self._observed.values()):
-            # What they gave back meanwhile is not the others' either.
-            self._reading = replace(reading, anonymous=min(reading.anonymous, self._read().anonymous))
-        self._observed = observed
-        self._expected = self._missing()
+        self._sample = self._take_sample()
         load, now = self.load(), time.monotonic()
         self._forget({charge.token for charge in load.charges})
         for charge in load.charges:
@@ -107,6 +107,20 @@ class Watch:
         self.exceeded += load.exceeded
         return load
 
+    def _last(self) -> _Sample:
+        return self._sample or _Sample(self._read(), time.monotonic())
+
+    def _take_sample(self) -> _Sample:
+        before = self._last()
+        # The domain first: what grows in between is counted for the jobs, and not as others' and for ever.
+        reading, at = self._read(), time.monotonic()
+        rising = (reading.anonymous - before.reading.anonymous) / max(at - before.at, 1e-3)
+        observed = self._observe(before.observed)
+        if sum(observed.values()) < sum(before.observed.values()):
+            # What they gave back meanwhile is not the others' either.
+            reading = replace(reading, anonymous=min(reading.anonymous, self._read().anonymous))
+        return _Sample(reading, at, observed, rising if self._sample else 0.0, self._missing())
+
     def _read(self) -> Reading:
         reading = self.domain.read()
         if reading.source != "setting":
@@ -114,14 +128,14 @@ class Watch:
         # As if the worker had a machine of that size for itself.
         return replace(reading, anonymous=tree_anon(os.getpid()))
 
-    def _samples(self) -> dict[int, int]:
-        """Token -> bytes, of each job that runs."""
+    def _observe(self, before: Mapping[int, int]) -> dict[int, int]:
+        """Token -> bytes, of each job that runs. `before`: at the last sample."""
         found = {}
         for index in range(self.slots.count):
             slot = self.slots.read(index)
             if slot.phase is Phase.RUNNING:
                 used = self.slots.sample(index)
-                found[slot.token] = used if used or not is_ending(slot.pid) else self._observed.get(slot.token, 0)
+                found[slot.token] = used if used or not is_ending(slot.pid) else before.get(slot.token, 0)
         return found
 
     def _missing(self) -> int:
@@ -132,14 +146,14 @@ class Watch:
         sizes += [0] * (self.slots.count - len(sizes))
         return sum(max(self.child - size, 0) for size in sizes)
 
-    def _charges(self) -> tuple[Charge, ...]:
+    def _charges(self, observed: Mapping[int, int]) -> tuple[Charge, ...]:
         charges = []
         for index in range(self.slots.count):
             slot = self.slots.read(index)
             if slot.phase is Phase.FREE:
                 continue
             pid = slot.pid if slot.phase is Phase.RUNNING else 0
-            seen, since = self._observed.get(slot.token, 0), self._since.get(slot.token, time.monotonic())
+            seen, since = observed.get(slot.token, 0), self._since.get(slot.token, time.monotonic())
             ending = slot.token in self._told
             charges.append(Charge(index, slot.token, slot.reserved, seen, pid, since, ending))
         return tuple(charges)

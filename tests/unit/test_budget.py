@@ -9,7 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncr_worker.memory.budget import AT_EASE, DANGER, FASTEST, SLACK, SOONEST, Charge, Load, doomed, next_look, victims
+from ncr_worker.memory.budget import (
+    AT_EASE,
+    DANGER,
+    FASTEST,
+    MOST_SLACK,
+    SLACK,
+    SOONEST,
+    Charge,
+    Load,
+    doomed,
+    next_look,
+    victims,
+)
 from ncr_worker.pipeline import GIB, MIB
 
 NOW = 1000.0
@@ -26,10 +38,6 @@ def load(*charges: Charge, limit: int = 1000, share: float = 0.8, others: int = 
     return Load(limit * MIB, "host", others * MIB + sum(one.observed for one in charges), share, charges)
 
 
-def slack(host: Load) -> int:
-    return int(host.limit * SLACK)
-
-
 def tokens(charges: list[Charge]) -> list[int]:
     return [one.token for one in charges]
 
@@ -37,7 +45,7 @@ def tokens(charges: list[Charge]) -> list[int]:
 # --- the budget ---------------------------------------------------------------------------------------
 def test_the_budget_is_the_allowed_share_less_what_others_use() -> None:
     host = Load(8 * GIB, "host", GIB, 0.75)
-    assert (host.budget, host.others, host.charged, host.free) == (5 * GIB, GIB, 0, 5 * GIB - slack(host))
+    assert (host.budget, host.others, host.charged, host.free) == (5 * GIB, GIB, 0, 5 * GIB - host.slack)
 
 
 def test_a_host_full_of_others_has_no_budget_rather_than_a_negative_one() -> None:
@@ -46,18 +54,35 @@ def test_a_host_full_of_others_has_no_budget_rather_than_a_negative_one() -> Non
 
 def test_jobs_hold_what_they_reserved_be_they_begun_or_not() -> None:
     host = load(charge(1, 300), charge(2, 250, pid=0))
-    assert (host.charged, host.free, host.observed) == (550 * MIB, 250 * MIB - slack(host), 0)
+    assert (host.charged, host.free, host.observed) == (550 * MIB, 250 * MIB - host.slack, 0)
 
 
 def test_a_job_that_uses_more_than_it_reserved_is_charged_what_it_uses() -> None:
     host = load(charge(1, 100, 300), charge(2, 100, 40), others=200)
     assert (host.observed, host.others, host.budget) == (340 * MIB, 200 * MIB, 600 * MIB)
-    assert (host.charged, host.free) == (400 * MIB, 200 * MIB - slack(host))
+    assert (host.charged, host.free) == (400 * MIB, 200 * MIB - host.slack)
 
 
-def test_what_pool_children_will_need_for_themselves_is_kept_free_like_what_others_use() -> None:
+def test_what_pool_children_will_need_for_themselves_is_kept_free() -> None:
     host = Load(1000 * MIB, "host", 100 * MIB, 0.8, expected=150 * MIB)
-    assert (host.others, host.budget) == (250 * MIB, 550 * MIB)
+    assert (host.others, host.budget, host.free) == (100 * MIB, 700 * MIB, 550 * MIB - host.slack)
+
+
+def test_no_job_grows_into_what_pool_children_will_need_for_themselves() -> None:
+    charges = (charge(1, 300), charge(2, 100))
+    before = Load(1000 * MIB, "host", 100 * MIB, 0.8, charges)
+    assert before.may_grow(charges[1], 400 * MIB)
+    assert not replace(before, expected=MIB).may_grow(charges[1], 400 * MIB)
+
+
+def test_the_slack_grows_with_the_host_up_to_what_its_own_processes_can_grow() -> None:
+    assert load(limit=1000).slack == int(1000 * MIB * SLACK)
+    assert load(limit=100_000).slack == MOST_SLACK
+
+
+def test_what_is_only_expected_exceeds_nothing() -> None:
+    charges = (charge(1, 400, 410), charge(2, 200))
+    assert not Load(1000 * MIB, "host", 500 * MIB, 0.8, charges, expected=150 * MIB).exceeded
 
 
 def test_what_two_jobs_share_is_counted_for_both_and_makes_others_no_less_than_nothing() -> None:
@@ -66,7 +91,7 @@ def test_what_two_jobs_share_is_counted_for_both_and_makes_others_no_less_than_n
 
 def test_less_than_nothing_is_free_where_more_is_charged_than_may_be() -> None:
     host = load(charge(1, 100, 900))
-    assert host.free == -100 * MIB - slack(host)
+    assert host.free == -100 * MIB - host.slack
 
 
 def test_a_job_is_over_its_reservation_only_above_it() -> None:
@@ -101,7 +126,7 @@ def test_figures_add_up(limit: int, share: float, others: int, sizes: list[tuple
     assert host.others == others * MIB
     assert host.free <= host.budget <= host.limit
     assert host.charged >= max(host.observed, sum(one.reserved for one in charges))
-    assert host.free + host.charged + slack(host) == host.budget >= 0
+    assert host.free + host.charged + host.slack == host.budget >= 0
 
 
 @pytest.mark.parametrize(("used", "in_danger"), [(950, False), (951, True)])

@@ -164,7 +164,7 @@ def test_what_fits_no_host_fails_with_both_sizes_after_it_has_yielded(host: Work
 def test_an_over_use_costs_an_attempt_and_brings_more_memory(
     host: WorkerHost, children: Children, gate: Path, stubborn: bool
 ) -> None:
-    liar, honest = submit(host, "lie 20"), submit(host, "wait 770")
+    liar, honest = submit(host, "lie 20"), submit(host, "wait 750")
     work = by_text(lie=greedy(deaf if stubborn else obedient), wait=waiting(gate))
     feeder = started_with(host, children, pipeline(work))
     watched(feeder, lambda: job_of(host, liar).reason == Reason.OUT_OF_MEMORY)
@@ -188,7 +188,7 @@ def test_with_what_it_got_more_the_job_goes_on_beside_others(host: WorkerHost, c
     def lies_once(run: Any, parcel: Tally) -> None:
         greedy(obedient if run.job.attempt == 1 else waiting(gate))(run, parcel)
 
-    liar, honest = submit(host, "lie 20", max_attempts=2), submit(host, "wait 770")
+    liar, honest = submit(host, "lie 20", max_attempts=2), submit(host, "wait 750")
     feeder = started_with(host, children, pipeline(by_text(lie=lies_once, wait=waiting(gate))))
     watched(feeder, lambda: job_of(host, liar).reason == Reason.OUT_OF_MEMORY)
     gate.touch()
