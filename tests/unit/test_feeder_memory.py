@@ -195,7 +195,7 @@ def test_with_what_it_got_more_the_job_goes_on_beside_others(host: WorkerHost, c
     watched(feeder, lambda: state(host, honest) is State.SUCCEEDED)
     gate.unlink()
     alter(host.ledger, liar, next_run_at=0.0)
-    other = submit(host, "wait 700")
+    other = submit(host, "wait 650")
     watched(feeder, lambda: state(host, other) is State.RUNNING and feeder.watch.load().observed > LIAR * MIB)
     [charge] = [one for one in feeder.watch.load().charges if one.observed > LIAR * MIB]
     assert charge.reserved == job_of(host, liar).need > LIAR * MIB
