@@ -194,6 +194,8 @@ def _place(waiting: Waiting) -> Place:
 
 def _foreseen(waiting: Waiting, facts: Facts, foresee: Foresee) -> Waiting:
     need = foresee(waiting.kind, *facts)
+    if need == waiting.need and not waiting.unknown:
+        return waiting
     return waiting._replace(need=waiting.need if need is None else need, unknown=need is None)
 
 

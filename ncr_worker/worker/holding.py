@@ -44,7 +44,7 @@ class Held:
 
 
 class Holding:
-    """`room`: memory or a slot has become free since this was last set to False; `news`: jobs went back to the backlog.
+    """`room`: memory or a slot has become free since this was last set to False; `news`: there may be new work.
 
     All calls raise DatabaseAway; what could not be told to the ledger is told at the next call.
     """
@@ -186,8 +186,7 @@ class Holding:
             ours = slot.order is Order.GIVE_BACK  # its end is our doing, not the job's
             self.ledger.work.lost(job.number, job.token, note, Reason.GIVEN_BACK if ours else Reason.WORKER_LOST)
         log.warning("lost job %s: %s", job.job_id, note)
-        self._release(index)
-        self.news = True
+        self._release(index)  # no news: it is queued again, but not due yet
 
     def _release(self, index: int) -> None:
         held = self.jobs.pop(index)
