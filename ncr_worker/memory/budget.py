@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 DANGER = 0.95  # of the limit: above it the kernel may soon choose a victim, so we do
-REACTION = 0.05  # seconds from a sample to the end of a process: what grows fast is ended that much earlier
+REACTION = 0.1  # seconds from a sample to the end of a hundred processes: what grows fast is ended that much earlier
 FASTEST = 2 << 30  # bytes a second that one core touches at most
 SOONEST, AT_EASE = 0.01, 0.5  # seconds between two samples
 SLACK = 0.03  # of the limit: the worker's own processes grow between two samples, above all a new child's,
@@ -115,12 +115,14 @@ def victims(load: Load, now: float) -> list[Charge]:
 
 def doomed(load: Load, now: float) -> list[Charge]:
     """Who has to end at once, or the kernel would choose: those over their reservation first, whoever was told to
-    leave among them, then others."""
+    leave among them, then others. Where memory fills fast they end earlier, but not who will stop in time: he keeps
+    to what he reserved, and there is room for all that was."""
     used, chosen = load.anonymous, []
     danger = load.limit * DANGER
     early = min(danger, load.limit - load.rising * REACTION)
+    overbooked = load.others + load.charged > danger
     for charge in _cheapest_first(load.charges, now):
-        if used > (early if charge.over else danger) and charge.observed:
+        if used > (early if charge.over or overbooked else danger) and charge.observed:
             chosen.append(charge)
             used -= charge.observed
     return chosen

@@ -14,6 +14,7 @@ from ncr_worker.memory.budget import (
     DANGER,
     FASTEST,
     MOST_SLACK,
+    REACTION,
     SLACK,
     SOONEST,
     Charge,
@@ -243,14 +244,22 @@ def test_who_uses_nothing_is_not_ended_it_would_free_nothing() -> None:
     assert tokens(doomed(load(charge(1, 1, 0), charge(2, 100, 50), others=940), NOW)) == [2]
 
 
-@pytest.mark.parametrize(("rising", "ended"), [(0, []), (1900, []), (2100, [1]), (-9000, [])])
+@pytest.mark.parametrize(("rising", "ended"), [(0, []), (95, []), (105, [1]), (-900, [])])
 def test_where_memory_fills_fast_who_uses_more_than_reserved_is_ended_earlier(rising: int, ended: list[int]) -> None:
-    host = replace(load(charge(1, 100, 500), charge(2, 400, 400)), rising=rising * MIB)
+    """`rising`: MiB in the time of a reaction."""
+    host = replace(load(charge(1, 100, 500), charge(2, 400, 400)), rising=rising * MIB / REACTION)
     assert tokens(doomed(host, NOW)) == ended
 
 
 def test_who_keeps_to_its_word_is_not_ended_earlier_however_fast_memory_fills() -> None:
-    assert doomed(replace(load(charge(1, 500, 500), charge(2, 400, 400)), rising=9000 * MIB), NOW) == []
+    assert doomed(replace(load(charge(1, 500, 500), charge(2, 400, 400)), rising=500 * MIB / REACTION), NOW) == []
+
+
+@pytest.mark.parametrize(("others", "ended"), [(50, []), (51, [1])])
+def test_unless_there_is_no_room_for_what_it_has_reserved(others: int, ended: list[int]) -> None:
+    host = load(charge(1, 900, 500), others=others)
+    assert tokens(doomed(replace(host, rising=460 * MIB / REACTION), NOW)) == ended
+    assert doomed(replace(host, rising=440 * MIB / REACTION), NOW) == []
 
 
 # --- the next look ------------------------------------------------------------------------------------
