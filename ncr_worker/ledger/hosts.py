@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from ncr_worker.errors import ConfigError
 from ncr_worker.job import OUT, Reason
@@ -13,6 +13,8 @@ from ncr_worker.ledger.tables import host, job
 from ncr_worker.ledger.transition import lose
 from ncr_worker.sql import Database, now
 
+LARGEST = select(func.max(host.c.limit_bytes))
+"""Bytes that the largest worker host has; NULL without any."""
 _OUT = sorted(OUT)
 # A host that was reaped may pick once more before it hears of it; should it die then, nobody knows it.
 _UNKNOWN = select(job.c.host).where(job.c.state.in_(_OUT), job.c.host.not_in(select(host.c.id))).distinct()

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, select, update
 
 from ncr_worker.job import Reason, State
+from ncr_worker.ledger.hosts import LARGEST
 from ncr_worker.ledger.pauses import work_paused
 from ncr_worker.ledger.search import WINDOW, Ahead, Foresee, Place, Search
-from ncr_worker.ledger.tables import host, job
+from ncr_worker.ledger.tables import job
 from ncr_worker.ledger.transition import dispatch, wind_up
 from ncr_worker.picking import Room, Round, Waiting
 from ncr_worker.sql import Database, now
@@ -192,7 +193,7 @@ class Queue:
         """Jobs that no host can ever hold, and batch jobs refused for longer than their batch waits."""
         if not waiting:
             return
-        largest = connection.execute(_LARGEST).scalar_one() or 0
+        largest = connection.execute(LARGEST).scalar_one() or 0
         needs = {one.number: one.need for one in waiting if one.need > largest or one.batch_id}
         if not needs:
             return
@@ -213,5 +214,4 @@ class Queue:
 
 
 # Built once: building a statement costs more than running it.
-_LARGEST = select(func.max(host.c.limit_bytes))
 _PAUSED = select(work_paused())

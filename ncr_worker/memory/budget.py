@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-DANGER = 0.95  # of the limit: above it the kernel may soon choose a victim, so we do
+HEADROOM = 0.05  # of the limit: with less left, the kernel may soon choose a victim, so we do
+LEAST_HEADROOM = 80 << 20  # two cores touch as much until the next sample, and until what they run has ended
 REACTION = 0.1  # seconds from a sample to the end of a hundred processes: what grows fast is ended that much earlier
 FASTEST = 2 << 30  # bytes a second that one core touches at most
 SOONEST, AT_EASE = 0.01, 0.5  # seconds between two samples
@@ -48,7 +49,7 @@ class Load:
     anonymous: int
     share: float
     charges: tuple[Charge, ...] = ()
-    rising: float = 0.0  # bytes a second by which `anonymous` grew up to now
+    rising: float = 0.0  # the fill rate of `anonymous`, bytes a second
     expected: int = 0  # what pool children will need for themselves that have not loaded all they use
     gone: int = 0  # what jobs used, as `anonymous` was read, that have ended since: it is free now
 
@@ -78,10 +79,17 @@ class Load:
     def slack(self) -> int:
         return min(int(self.limit * SLACK), MOST_SLACK)
 
+    @cached_property
+    def danger(self) -> int:
+        """Bytes in use above which somebody has to end at once. On a small host it stays well above what may be given
+        out: nobody who keeps to his word comes near it."""
+        beyond = self.limit * (1 - self.share)
+        return int(self.limit - max(self.limit * HEADROOM, min(LEAST_HEADROOM, beyond / 2)))
+
     @property
     def in_danger(self) -> bool:
         """What would start now would be ended at once."""
-        return self.anonymous > self.limit * DANGER
+        return self.anonymous > self.danger
 
     @property
     def exceeded(self) -> bool:
@@ -118,22 +126,26 @@ def doomed(load: Load, now: float) -> list[Charge]:
     leave among them, then others. Where memory fills fast they end earlier, but not who will stop in time: he keeps
     to what he reserved, and there is room for all that was."""
     used, chosen = load.anonymous, []
-    danger = load.limit * DANGER
-    early = min(danger, load.limit - load.rising * REACTION)
-    overbooked = load.others + load.charged > danger
+    early = min(load.danger, load.limit - load.rising * REACTION)
+    overbooked = load.others + load.charged > load.danger
     for charge in _cheapest_first(load.charges, now):
-        if used > (early if charge.over or overbooked else danger) and charge.observed:
+        if used > (early if charge.over or overbooked else load.danger) and charge.observed:
             chosen.append(charge)
             used -= charge.observed
     return chosen
 
 
+def fill_rate(before: float, grown: int, elapsed: float) -> float:
+    """Bytes a second at which memory fills, as a mean over about the time of a reaction: growth within a moment says
+    little of what comes. `before`: the rate so far; `grown`: bytes since, in `elapsed` seconds."""
+    fresh = min(elapsed / REACTION, 1.0)
+    return max(before * (1 - fresh) + grown / max(elapsed, REACTION), 0.0)
+
+
 def next_look(load: Load, cores: int) -> float:
-    """Seconds in which the running jobs can touch half of what is left, at most."""
-    running = sum(1 for charge in load.charges if charge.pid)
-    left = load.limit * DANGER - load.anonymous
-    fastest = 2 * FASTEST * max(min(running, cores), 1)
-    return min(max(left / fastest, SOONEST), AT_EASE)
+    """Seconds in which half of what is left can be touched, at most: one job may keep all cores busy."""
+    left = load.danger - load.anonymous
+    return min(max(left / (2 * FASTEST * cores), SOONEST), AT_EASE)
 
 
 def _cheapest_first(charges: Sequence[Charge], now: float) -> list[Charge]:

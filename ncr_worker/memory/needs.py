@@ -10,10 +10,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from sqlalchemy import func, select
-
+from ncr_worker.ledger.hosts import LARGEST
 from ncr_worker.ledger.observations import KEPT, Observations, Seen
-from ncr_worker.ledger.tables import host
 from ncr_worker.memory.predictor import Fit, Observation, Prediction, Predictor
 from ncr_worker.sql import Database, DatabaseAway
 
@@ -128,6 +126,5 @@ class Needs:
     def _look_at_hosts(self) -> None:
         """Once for all kinds and stages: hosts seldom come and go."""
         if time.monotonic() - self._looked_at > SERVES:
-            largest = select(func.max(host.c.limit_bytes))
-            self._largest_host = self.observations.database.read(lambda c: c.execute(largest).scalar_one()) or 0
+            self._largest_host = self.observations.database.read(lambda c: c.execute(LARGEST).scalar_one()) or 0
             self._looked_at = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -12,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
-from ncr_worker.memory.budget import Charge, Load, doomed, next_look, victims
+from ncr_worker.memory.budget import Charge, Load, doomed, fill_rate, next_look, victims
 from ncr_worker.memory.domain import Domain, Reading, children, descendants, is_ending, rss_anon, tree_anon
 from ncr_worker.memory.slots import Order, Phase, Slots
 
@@ -26,7 +27,7 @@ class _Sample:
     """The host at one moment. `at`: monotonic seconds; `observed`: token -> bytes; for the rest see Load."""
 
     reading: Reading
-    at: float
+    at: float = -math.inf
     observed: Mapping[int, int] = field(default_factory=dict)
     rising: float = 0.0
     expected: int = 0
@@ -108,18 +109,18 @@ class Watch:
         return load
 
     def _last(self) -> _Sample:
-        return self._sample or _Sample(self._read(), time.monotonic())
+        return self._sample or _Sample(self._read())
 
     def _take_sample(self) -> _Sample:
         before = self._last()
         # The domain first: what grows in between is counted for the jobs, and not as others' and for ever.
         reading, at = self._read(), time.monotonic()
-        rising = (reading.anonymous - before.reading.anonymous) / max(at - before.at, 1e-3)
+        rising = fill_rate(before.rising, reading.anonymous - before.reading.anonymous, at - before.at)
         observed = self._observe(before.observed)
         if sum(observed.values()) < sum(before.observed.values()):
             # What they gave back meanwhile is not the others' either.
             reading = replace(reading, anonymous=min(reading.anonymous, self._read().anonymous))
-        return _Sample(reading, at, observed, rising if self._sample else 0.0, self._missing())
+        return _Sample(reading, at, observed, rising, self._missing())
 
     def _read(self) -> Reading:
         reading = self.domain.read()
@@ -211,7 +212,8 @@ class Watch:
 def end(pid: int) -> None:
     """End a pool child with all processes that its job has started."""
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGSTOP)  # it starts no more while we look for those it has
+        os.kill(pid, signal.SIGSTOP)
+    _signal_group(pid, signal.SIGSTOP)  # nobody starts more, or takes more, while we look for those there are
     end_descendants(pid)
     end_group(pid)
     with suppress(ProcessLookupError):
@@ -220,9 +222,13 @@ def end(pid: int) -> None:
 
 def end_group(pid: int) -> None:
     """End what a pool child has left behind: each leads a group of its own."""
+    _signal_group(pid, signal.SIGKILL)
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
     if pid > 1:  # 0 would be our own
         with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
+            os.killpg(pid, number)
 
 
 def end_descendants(pid: int) -> None:

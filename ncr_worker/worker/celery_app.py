@@ -31,6 +31,7 @@ from ncr_worker.worker.inspection import queue_name
 from ncr_worker.worker.results import Results
 
 PR_SET_PDEATHSIG = 1
+NICE = 10  # jobs, with all that they start, give way to the process that watches them
 
 
 class Child:
@@ -119,6 +120,7 @@ def _lead_a_group(**_: Any) -> None:
     """So that all that its jobs have started can be found when it dies. And should the kernel have to choose, then
     one of these, never the worker itself."""
     os.setpgid(0, 0)
+    os.nice(NICE)
     Path("/proc/self/oom_score_adj").write_text("500")
 
 

@@ -186,7 +186,7 @@ class Holding:
             ours = slot.order is Order.GIVE_BACK  # its end is our doing, not the job's
             self.ledger.work.lost(job.number, job.token, note, Reason.GIVEN_BACK if ours else Reason.WORKER_LOST)
         log.warning("lost job %s: %s", job.job_id, note)
-        self._release(index)  # no news: it is queued again, but not due yet
+        self._release(index)  # no news: queued again, it is mostly not due yet
 
     def _release(self, index: int) -> None:
         held = self.jobs.pop(index)

@@ -68,6 +68,12 @@ def honest(name: str) -> dict[str, Any]:
     return {"name": name, "need": 48 * MIB, "touch": 40 * MIB, "seconds": 0.1}
 
 
+def test_jobs_give_way_to_the_process_that_watches_them(host: Confined) -> None:
+    own = psutil.Process(host.worker.pid).nice()
+    eventually(lambda: len(host.worker.children()) >= 4, "the pool is there")
+    eventually(lambda: all(child.nice() > own for child in host.worker.children()), "all of them are ready")
+
+
 def test_a_memory_error_fails_the_job_alone(host: Confined) -> None:
     culprit = Company(host).with_culprit("exhausted")
     assert_out_of_memory(host, culprit)

@@ -90,6 +90,11 @@ def is_over(pid: int) -> bool:
     return descriptor is None or has_ended(descriptor, close=True)
 
 
+def ended(pid: int) -> None:
+    end(pid)
+    assert eventually(lambda: is_over(pid))
+
+
 @pytest.fixture
 def host(tmp_path: Path, children: Children) -> Host:
     return Host(tmp_path, children)
@@ -138,8 +143,7 @@ def test_what_a_job_gives_back_while_it_is_looked_at_is_not_the_others(
     sample = host.slots.sample
 
     def ends(index: int) -> int:
-        end(pid)
-        assert eventually(lambda: is_over(pid))
+        ended(pid)
         host.used(60 - before.observed // MIB)
         return sample(index)
 
@@ -160,8 +164,7 @@ def test_a_job_uses_its_memory_until_the_kernel_has_taken_all_of_it_back(
     during = host.watch.look()
     assert (during.observed, during.others) == (before.observed, before.others)
     monkeypatch.undo()
-    end(pid)
-    assert eventually(lambda: is_over(pid))
+    ended(pid)
     assert host.watch.look().observed == 0
 
 
@@ -268,7 +271,7 @@ def test_more_charged_than_may_be_is_counted_while_nobody_can_be_told(host: Host
 # --- near the limit -----------------------------------------------------------------------------------
 def test_a_job_alone_may_have_all_below_the_danger_line(host: Host) -> None:
     pid = host.job(0, 8, 60)
-    host.used(185)
+    host.used(170)
     host.watch.look()
     assert not is_over(pid)
     assert host.orders()[0] is Order.NONE
