@@ -93,9 +93,9 @@ class Needs:
         return Basis(found, fit, known.measure, size)
 
     def at_submit(self, kind: str, version: int, input_bytes: int | None, declared: int) -> int:
-        """Bytes that a new job is judged by. Nobody is refused for a guess: it counts when the job is picked."""
+        """Bytes that a new job is judged by: it may be refused for what others of its kind did need, not for a guess."""
         found = self.predict(kind, version, None, input_bytes, declared)
-        return declared if found.guessed else found.need
+        return declared if found.guessed else max(found.need, found.line or 0)
 
     def foresee(self, kind: str, version: int, input_bytes: int | None, declared: int | None) -> int | None:
         """Bytes that a job which waits will need, by what is known now; None when nothing is."""
@@ -103,10 +103,9 @@ class Needs:
         return found.need if found.samples else None
 
     def _possible(self, found: Prediction) -> Prediction:
-        """Neither a guess nor a margin denies a job the largest host: it may have that once, alone."""
+        """No prediction denies a job that was taken in the largest host: it may have that once, alone."""
         most = self._largest_host
-        seen = 0 if found.guessed else found.line or 0
-        if not most or not found.samples or seen > most or found.need <= most:
+        if not most or not found.samples or found.need <= most:
             return found
         return replace(found, need=most, why=f"{found.why}; no more than the largest worker host has")
 
