@@ -93,7 +93,7 @@ class Needs:
         return Basis(found, fit, known.measure, size)
 
     def at_submit(self, kind: str, version: int, input_bytes: int | None, declared: int) -> int:
-        """Bytes that a new job is judged by: it may be refused for what others of its kind did need, not for a guess."""
+        """Bytes that a new job is judged by: it may be refused for what others of its kind needed, not for a guess."""
         found = self.predict(kind, version, None, input_bytes, declared)
         return declared if found.guessed else max(found.need, found.line or 0)
 
