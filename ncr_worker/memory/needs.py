@@ -77,12 +77,17 @@ class Needs:
 
         While the database is away: by what is known.
         """
+        return self._possible(self._predict(kind, version, stage, input_bytes, declared))
+
+    def _predict(
+        self, kind: str, version: int, stage: str | None, input_bytes: int | None, declared: int
+    ) -> Prediction:
+        """As `predict`, be it more than any host has."""
         if not self.learned:
             return Prediction(declared, "declared", 1.0, 0.0, 0, "as declared (MEMORY_PREDICTION=declared)")
         with self._lock:
             known = self._read(kind, stage)
-            found = known.predictor.predict(kind, version, known.size(input_bytes, declared), declared)
-            return self._possible(found)
+            return known.predictor.predict(kind, version, known.size(input_bytes, declared), declared)
 
     def basis(self, kind: str, version: int, stage: str | None, input_bytes: int | None, declared: int) -> Basis:
         """As `predict`, with what it rests on: for people."""
@@ -94,8 +99,10 @@ class Needs:
 
     def at_submit(self, kind: str, version: int, input_bytes: int | None, declared: int) -> int:
         """Bytes that a new job is judged by: it may be refused for what others of its kind needed, not for a guess."""
-        found = self.predict(kind, version, None, input_bytes, declared)
-        return declared if found.guessed else max(found.need, found.line or 0)
+        found = self._predict(kind, version, None, input_bytes, declared)
+        if found.guessed:
+            return declared
+        return found.need if (found.line or 0) > self._largest_host else self._possible(found).need
 
     def foresee(self, kind: str, version: int, input_bytes: int | None, declared: int | None) -> int | None:
         """Bytes that a job which waits will need, by what is known now; None when nothing is."""
