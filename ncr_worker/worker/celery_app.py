@@ -140,6 +140,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         **results.SETTINGS,
         "task_serializer": "json",
         "accept_content": ["json"],
+        "worker_consumer": "ncr_worker.worker.consumer:PatientConsumer",
         "worker_concurrency": settings.celery_worker_concurrency,
         "worker_prefetch_multiplier": 4,
         "worker_max_tasks_per_child": settings.celery_worker_max_tasks_per_child,
