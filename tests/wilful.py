@@ -18,7 +18,7 @@ USER, PASSWORD = "courier", "open sesame"
 
 class WilfulSftp:
     """`refuse`: request -> the error that answers it. `logins`: what clients have sent to log in. `window`: bytes
-    that a client may send before it is told to go on."""
+    that a client may send before it is told to go on. `forgetful`: each write loses its last byte, silently."""
 
     def __init__(self, root: Path, window: int) -> None:
         self.root = root
@@ -26,6 +26,7 @@ class WilfulSftp:
         self.port = 0
         self.host_key = asyncssh.generate_private_key("ssh-ed25519")
         self.refuse: dict[str, Callable[[str], asyncssh.SFTPError]] = {}
+        self.forgetful = False
         self.logins: list[tuple[str, str]] = []
         self.doors: list[asyncssh.SSHServerConnection] = []
 
@@ -108,7 +109,7 @@ class _Files(asyncssh.SFTPServer):
 
     def write(self, file_obj: object, offset: int, data: bytes) -> Any:
         self._may("write")
-        return super().write(file_obj, offset, data)
+        return super().write(file_obj, offset, data[:-1] if self._owner.forgetful else data)
 
 
 @contextmanager

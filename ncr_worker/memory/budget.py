@@ -101,7 +101,7 @@ class Load:
         """Whether the job may go on with `need` bytes; alone on the host it may have all there is."""
         if len(self.charges) == 1:
             return need <= self.limit
-        return need - charge.bytes <= self.budget - self.charged - self.expected
+        return need - charge.bytes <= self.free
 
 
 def victims(load: Load, now: float) -> list[Charge]:

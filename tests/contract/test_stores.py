@@ -64,7 +64,12 @@ def test_s3_keys_are_no_paths(key: str, s3: S3, local: Path, tmp_path: Path) -> 
     with closing(store):
         written = store.write(local, f"keys-{uuid4().hex}/{key}")
         assert store.read(written, tmp_path / "copy") == hashlib.sha256(CONTENT).hexdigest()
-    assert (tmp_path / "copy").read_bytes() == CONTENT
+        assert (tmp_path / "copy").read_bytes() == CONTENT
+        local.write_bytes(b"changed since")
+        store.write(local, written.key)
+        with pytest.raises(Rejected) as caught:
+            store.read(written, tmp_path / "copy")
+        assert caught.value.code == "s3_changed"
 
 
 def test_an_empty_file_is_a_file(store: Store, prefix: str, tmp_path: Path) -> None:

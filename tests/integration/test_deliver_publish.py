@@ -161,6 +161,7 @@ def test_what_others_put_at_the_target_between_the_renames_is_not_touched(
         STAGES["publish"](run, parcel)
     assert caught.value.code == "sftp_not_as_planned"
     assert world.delivered() == {"foreign.txt": b"not ours"}
+    assert (world.root / parcel.staging).exists(), "what is to be delivered is still there"
 
 
 def test_a_cut_upload_goes_on_where_it_was_cut(world: World) -> None:

@@ -111,6 +111,22 @@ def test_a_body_that_is_not_what_was_planned_is_no_file(world: World, path: Prox
     assert error.code == "s3_failed"
 
 
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_body_of_another_length_is_no_file_though_its_etag_tells_nothing(
+    world: World, path: Proxy, change: int
+) -> None:
+    """After a multipart upload the ETag is not the content's MD5."""
+    parcel = world.deliver(world.run(), until="plan")
+    model = max(parcel.items, key=lambda item: item.size)
+    unlike = model.model_copy(update={"etag": '"0123456789abcdef0123456789abcdef-2"'})
+    content = b"x" * (model.size + change)
+    date = "Last-Modified: Sun, 01 Nov 2026 00:00:00 GMT"
+    path.answer = of_the_model(lambda: http("200 OK", content, f"ETag: {unlike.etag}", date))
+    items = tuple(unlike if item is model else item for item in parcel.items)
+    error = fetch_fails(world, parcel.evolve(items=items))
+    assert (type(error), error.code) == (Transient, "s3_failed")
+
+
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[None]:
     folder.mkdir()

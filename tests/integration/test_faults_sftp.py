@@ -203,6 +203,34 @@ def test_a_refused_write_leaves_nothing_to_go_on_with(wilful_world: World, wilfu
     assert wilful_world.delivered() == as_delivered(wilful_world)
 
 
+def test_one_write_that_is_refused_among_others_is_noticed(wilful_world: World, wilful: WilfulSftp) -> None:
+    run = wilful_world.run()
+    parcel = wilful_world.deliver(run, until="prepare")
+
+    def once(text: str) -> asyncssh.SFTPError:
+        wilful.refuse.clear()
+        return asyncssh.SFTPFailure(text)
+
+    wilful.refuse["write"] = once
+    error = failure(run, parcel, "upload")
+    assert (type(error), error.code) == (Transient, "sftp_failed")
+    STAGES["publish"](run, STAGES["upload"](run, parcel))
+    assert wilful_world.delivered() == as_delivered(wilful_world)
+
+
+def test_a_file_of_which_the_server_lost_a_part_is_not_gone_on_with(wilful_world: World, wilful: WilfulSftp) -> None:
+    run = wilful_world.run()
+    parcel = wilful_world.deliver(run, until="prepare")
+    wilful.forgetful = True
+    error = failure(run, parcel, "upload")
+    assert (type(error), error.code) == (Transient, "sftp_failed")
+    model = max(parcel.items, key=lambda item: item.size)
+    assert not (wilful_world.root / parcel.staging / model.target.removeprefix(f"{parcel.folder}/")).exists()
+    wilful.forgetful = False
+    STAGES["publish"](run, STAGES["upload"](run, parcel))
+    assert wilful_world.delivered() == as_delivered(wilful_world)
+
+
 # --- who the server is ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("pins", [(), ("SHA256:somebodyelse",)])
 def test_a_server_that_is_not_pinned_never_sees_the_credentials(
@@ -336,13 +364,15 @@ def test_a_link_survives_a_crash_at_any_point(world: World, way: str) -> None:
     world.put("Docs/sheet.csv", b"new")
     run = world.run(sftp_publish="symlink")
     parcel = world.deliver(run, until="upload")
-    (world.root / f"{parcel.staging}.link").symlink_to(parcel.staging)  # made, not yet moved
+    link = world.root / f"{parcel.staging}.link"
+    link.symlink_to(parcel.staging)  # made, not yet moved
     if way == "rename":
         (world.root / parcel.folder).rename(world.root / parcel.backup)
     abandoned = world.run(job_id=run.job.id, sftp_publish="symlink")
     abandon(abandoned, parcel)
     assert world.delivered() == before
     parcel = world.deliver(run, until="upload")
+    link.symlink_to(parcel.staging)
     for name in ("publish", "publish", "confirm"):
         parcel = STAGES[name](run, parcel)
     abandon(run, parcel)  # too late: what is published stays

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from proxy import proxy_to
 
 from ncr_worker.errors import Transient
 from ncr_worker.sandbox.sftp import SFTP
@@ -96,17 +96,15 @@ def test_a_path_that_takes_no_more_is_cut_in_time(sftp: SFTP, content: Path, mon
     assert (sftp.root / "full").read_bytes() == content.read_bytes()
 
 
-def test_a_server_that_does_not_answer_is_cut_in_time(sftp: SFTP, content: Path) -> None:
-    with connected(sftp) as server:
+def test_a_server_that_does_not_answer_is_cut_in_time(sftp: SFTP) -> None:
+    with proxy_to(sftp.port) as path, connected(sftp, sftp_port=path.port) as server:
         server.exists(".")
-        process = psutil.Process(sftp.pid)
-        process.suspend()
-        try:
-            began = time.monotonic()
-            with pytest.raises(Transient) as caught:
-                server.exists(".")
-            assert caught.value.code == "sftp_cut"
-            assert time.monotonic() - began < 10
-        finally:
-            process.resume()
-        assert server.exists(".")  # on a new connection
+        path.stall_after = path.sent
+        began = time.monotonic()
+        with pytest.raises(Transient) as caught:
+            server.exists(".")
+        assert caught.value.code == "sftp_cut"
+        assert time.monotonic() - began < 10
+        path.stall_after = None
+        assert server.exists(".")
+        assert path.connections == 2

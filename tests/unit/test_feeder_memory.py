@@ -124,7 +124,7 @@ def job_of(host: WorkerHost, job_id: str) -> Job:
 
 # --- a stage that needs more --------------------------------------------------------------------------
 def test_what_is_free_is_granted_and_the_job_goes_on(host: WorkerHost, children: Children, gate: Path) -> None:
-    neighbour, big = submit(host, "wait 500"), submit(host, "big 300", need=100)
+    neighbour, big = submit(host, "wait 470"), submit(host, "big 300", need=100)
     feeder = started_with(host, children, pipeline(by_text(big=nothing, wait=waiting(gate))))
     until(feeder, lambda: state(host, big) is State.SUCCEEDED)
     assert [event.state for event in trail(host, big)] == ["queued", "dispatched", "running", "succeeded"]
@@ -133,7 +133,7 @@ def test_what_is_free_is_granted_and_the_job_goes_on(host: WorkerHost, children:
 
 
 def test_what_is_not_there_makes_the_job_yield_and_come_back(host: WorkerHost, children: Children, gate: Path) -> None:
-    neighbour, big = submit(host, "wait 501"), submit(host, "big 300", need=100)
+    neighbour, big = submit(host, "wait 471"), submit(host, "big 300", need=100)
     feeder = started_with(host, children, pipeline(by_text(big=nothing, wait=waiting(gate))))
     until(feeder, lambda: "yielded" in [event.reason for event in trail(host, big)])
     assert (state(host, big), job_of(host, big).attempt, job_of(host, big).need) == (State.QUEUED, 0, 300 * MIB)
