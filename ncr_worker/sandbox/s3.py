@@ -41,6 +41,7 @@ class S3(ServerProcess):
         data.mkdir(exist_ok=True)
         return [
             str(Path(sysconfig.get_path("scripts"), "weed")),
+            f"-logdir={self.folder}",  # else wherever TMPDIR points, for ever
             "mini",
             f"-dir={data}",
             f"-ip={LOOPBACK}",

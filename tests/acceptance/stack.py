@@ -73,7 +73,9 @@ class Worker(ServerProcess):
 
     def environment(self) -> dict[str, str]:
         paths = [str(HERE), os.environ.get("PYTHONPATH", "")]
-        return {**self._settings, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        # A killed one leaves its temporary files behind.
+        temporary = {"TMPDIR": str(self.folder)}
+        return {**self._settings, **temporary, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
     def ready(self) -> bool:
         query = select(host.c.pid).where(host.c.id == self.host_id)
