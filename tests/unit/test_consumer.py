@@ -15,8 +15,11 @@ from ncr_worker.worker.consumer import PatientConsumer
 
 @pytest.mark.timeout(60)  # a worker that gives up here never says so
 @pytest.mark.filterwarnings("ignore::celery.exceptions.CPendingDeprecationWarning")  # told at each lost connection
-def test_a_broker_that_goes_away_while_the_worker_connects_is_tried_again() -> None:
+def test_a_broker_that_goes_away_while_the_worker_connects_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     app = Celery(broker="memory://", set_as_current=False)
+    monkeypatch.setattr(app.log, "setup", lambda *_args, **_options: None)  # the level of all later tests' logs
     app.conf.worker_consumer = f"{PatientConsumer.__module__}:{PatientConsumer.__name__}"
     app.conf.broker_connection_retry_on_startup = True
     starts, again = [], threading.Event()
