@@ -18,7 +18,7 @@ from ncr_worker.job import Job, State
 from ncr_worker.pipeline import Stage
 from ncr_worker.pipelines.deliver import PIPELINE
 from ncr_worker.pipelines.deliver.catalog import job_details, job_files, metadata
-from ncr_worker.pipelines.deliver.model import DeliverArgs, Delivery
+from ncr_worker.pipelines.deliver.model import DeliverArgs, Delivery, Item
 from ncr_worker.sandbox.process import ServerProcess
 from ncr_worker.sandbox.s3 import S3
 from ncr_worker.settings import Settings
@@ -132,6 +132,10 @@ class World:
         folder = self.root / self.sku
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
+    def staged(self, parcel: Delivery, item: Item) -> Path:
+        """Where a file lies until all is published."""
+        return self.root / parcel.staging / item.target.removeprefix(f"{parcel.folder}/")
+
     def hidden(self) -> list[str]:
         """Staging and backup folders of this job's target."""
         return sorted(path.name for path in self.root.iterdir() if path.name.startswith(f".{self.sku}."))
@@ -139,6 +143,10 @@ class World:
     def close(self) -> None:
         for run in self._runs:
             run.close()
+
+
+def largest(parcel: Delivery) -> Item:
+    return max(parcel.items, key=lambda item: item.size)
 
 
 def a_world(s3: S3, validator: ServerProcess, target: Any, folder: Path, sku: str = "", **changes: Any) -> World:

@@ -73,9 +73,9 @@ class Worker(ServerProcess):
 
     def environment(self) -> dict[str, str]:
         paths = [str(HERE), os.environ.get("PYTHONPATH", "")]
-        # A killed one leaves its temporary files behind.
-        temporary = {"TMPDIR": str(self.folder)}
-        return {**self._settings, **temporary, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        # A killed worker leaves its temporary files behind.
+        here = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TMPDIR": str(self.folder)}
+        return self._settings | here
 
     def ready(self) -> bool:
         query = select(host.c.pid).where(host.c.id == self.host_id)

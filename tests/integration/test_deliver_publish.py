@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 
 import pytest
-from deliveries import STAGES, LooseRun, World, as_delivered
+from deliveries import STAGES, LooseRun, World, as_delivered, largest
 
 from ncr_worker.errors import LostOwnership, Rejected, StageError, Transient
 from ncr_worker.pipelines.deliver.model import Delivery
@@ -167,8 +167,7 @@ def test_what_others_put_at_the_target_between_the_renames_is_not_touched(
 def test_a_cut_upload_goes_on_where_it_was_cut(world: World) -> None:
     run = world.run()
     parcel = world.deliver(run, until="prepare")
-    model = max(parcel.items, key=lambda item: item.size)
-    partial = world.root / parcel.staging / model.target.removeprefix(f"{parcel.folder}/")
+    partial = world.staged(parcel, largest(parcel))
     content = world.names["GLB_files/chair.glb"]
     # Marked, so that one sees which part was sent again.
     partial.write_bytes(b"x" * 2_000_000)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import random
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import asyncssh
 import pytest
-from deliveries import STAGES, LooseRun, World, a_world, as_delivered
+from deliveries import STAGES, LooseRun, World, a_world, as_delivered, largest
 from hashing import hashing_sftp
 from paramiko.sftp_server import _hash_class  # type: ignore[attr-defined]
 from proxy import Proxy, proxy_to
 from services import OpenSSH
+from small_disk import small_disk
 from wilful import PASSWORD, WilfulSftp, wilful_sftp
 
 from ncr_worker.errors import ConfigError, NcrError, Rejected, StageError, Transient
@@ -125,43 +123,22 @@ def test_a_slow_path_is_no_stall(world: World, path: Proxy) -> None:
 
 
 # --- the server's disk and rights -------------------------------------------------------------------------
-@contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[None]:
-    folder.mkdir()
-    mounted = (
-        shutil.which("mount")
-        and not subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0777", "tmpfs", str(folder)],
-            capture_output=True,
-            check=False,
-        ).returncode
-    )
-    if not mounted:
-        folder.rmdir()
-        pytest.skip("NOT TESTED: a small disk can only be mounted by root")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-        folder.rmdir()
-
-
 def test_a_full_disk_is_named_and_room_is_all_that_is_needed(
     s3: S3, validator: Validator, target: SFTP | OpenSSH, tmp_path: Path
 ) -> None:
     name = f"small-{target.name}"
-    with small_disk(target.root / name, 1 * MIB):
+    with small_disk(target.root / name, 1 * MIB) as resize:
         world = a_world(s3, validator, target, tmp_path, sftp_root=name)
         run = world.run()
         parcel = world.deliver(run, until="prepare")
         error = failure(run, parcel, "upload")
         assert (type(error), error.code) == (Transient, "sftp_disk_full")
         assert "disk is full" in str(error)
-        subprocess.run(["mount", "-o", f"remount,size={16 * MIB}", str(target.root / name)], check=True)
+        resize(16 * MIB)
         STAGES["publish"](run, STAGES["upload"](run, parcel))
         assert world.delivered() == as_delivered(world)
         again = world.run()
-        subprocess.run(["mount", "-o", f"remount,size={4 * MIB}", str(target.root / name)], check=True)
+        resize(4 * MIB)
         parcel = world.deliver(again, until="prepare")
         assert failure(again, parcel, "upload").code == "sftp_disk_full"
         abandon(again, parcel)
@@ -196,9 +173,7 @@ def test_a_refused_write_leaves_nothing_to_go_on_with(wilful_world: World, wilfu
     error = failure(run, parcel, "upload")
     assert (type(error), error.code) == (Transient, "sftp_failed")
     wilful.refuse.clear()
-    model = max(parcel.items, key=lambda item: item.size)
-    staged = wilful_world.root / parcel.staging / model.target.removeprefix(f"{parcel.folder}/")
-    assert not staged.exists()
+    assert not wilful_world.staged(parcel, largest(parcel)).exists()
     STAGES["publish"](run, STAGES["upload"](run, parcel))
     assert wilful_world.delivered() == as_delivered(wilful_world)
 
@@ -224,8 +199,7 @@ def test_a_file_of_which_the_server_lost_a_part_is_not_gone_on_with(wilful_world
     wilful.forgetful = True
     error = failure(run, parcel, "upload")
     assert (type(error), error.code) == (Transient, "sftp_failed")
-    model = max(parcel.items, key=lambda item: item.size)
-    assert not (wilful_world.root / parcel.staging / model.target.removeprefix(f"{parcel.folder}/")).exists()
+    assert not wilful_world.staged(parcel, largest(parcel)).exists()
     wilful.forgetful = False
     STAGES["publish"](run, STAGES["upload"](run, parcel))
     assert wilful_world.delivered() == as_delivered(wilful_world)
