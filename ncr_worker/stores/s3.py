@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from queue import Queue
-from threading import Thread
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -31,11 +29,6 @@ if TYPE_CHECKING:
     from obstore.store import S3Config
 
 T = TypeVar("T")
-
-LARGE = 8 * CHUNK
-"""Bytes of an object above which its digests have threads of their own."""
-BEHIND = 2
-"""Chunks that a digest may be behind."""
 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _CHANGED = {"PreconditionFailed", "412"}
@@ -125,6 +118,7 @@ class S3Store:
         self.client = client
         self.reader = reader
         self.bucket = bucket
+        self._hashers = ThreadPoolExecutor(thread_name_prefix="hash")
 
     def head(self, key: str) -> Entry:
         if _SEGMENTS.search(key):
@@ -145,8 +139,8 @@ class S3Store:
     def read(self, entry: Entry, path: Path, progress: Progress = unwatched) -> str:
         expected = _md5_of(entry.etag)
         sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-        with _hashing((sha256, md5) if expected else (sha256,), entry.size) as hash_:
-            size = _save(self._chunks(entry), path, progress, hash_)
+        with _Hashing((sha256, md5) if expected else (sha256,), self._hashers) as hashing:
+            size = _save(self._chunks(entry), path, progress, hashing)
         if size != entry.size:
             raise Transient(f"{entry.key}: {size:,} of {entry.size:,} bytes arrived", code="s3_failed")
         if expected and (found := md5.hexdigest()) != expected and not self._is_encrypted(entry.key):
@@ -179,6 +173,7 @@ class S3Store:
         self._ask(key, lambda: self.client.delete_object(Bucket=self.bucket, Key=key))
 
     def close(self) -> None:
+        self._hashers.shutdown()
         self.client.close()
 
     def _ask(self, key: str, call: Callable[[], T]) -> T:
@@ -214,48 +209,35 @@ def _of_code(code: str, text: str, bucket: str, key: str) -> NcrError:
     return Transient(f"S3, {key}: {text}", code="s3_failed")
 
 
-@contextmanager
-def _hashing(digests: Sequence[hashlib._Hash], size: int) -> Iterator[Callable[[bytes], None]]:
-    """Call what it yields with each chunk; at the end the digests are complete.
+class _Hashing:
+    """Digests, which take longer than all else, are worked out beside it, at most one chunk behind."""
 
-    They take longer than all else. Those of a large object are worked out beside it, a few chunks behind; small ones
-    are read by several threads anyway.
-    """
-    if size <= LARGE:
-        yield lambda chunk: _work_out(digests, [chunk])
-        return
-    queues = [Queue[bytes | None](BEHIND) for _ in digests]
-    threads = [
-        Thread(target=_work_out, args=([digest], iter(queue.get, None)), name="hash")
-        for digest, queue in zip(digests, queues, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        yield lambda chunk: _put(chunk, queues)
-    finally:
-        _put(None, queues)
-        for thread in threads:
-            thread.join()
+    def __init__(self, digests: Sequence[hashlib._Hash], threads: ThreadPoolExecutor) -> None:
+        self._digests = digests
+        self._threads = threads
+        self._working: list[Future[None]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wait()
+
+    def update(self, chunk: bytes) -> None:
+        self._wait()
+        self._working = [self._threads.submit(digest.update, chunk) for digest in self._digests]
+
+    def _wait(self) -> None:
+        for future in self._working:
+            future.result()
 
 
-def _work_out(digests: Sequence[hashlib._Hash], chunks: Iterable[bytes]) -> None:
-    for chunk in chunks:
-        for digest in digests:
-            digest.update(chunk)
-
-
-def _put(chunk: bytes | None, queues: Sequence[Queue[bytes | None]]) -> None:
-    for queue in queues:
-        queue.put(chunk)
-
-
-def _save(chunks: Iterator[bytes], path: Path, progress: Progress, hash_: Callable[[bytes], None]) -> int:
+def _save(chunks: Iterator[bytes], path: Path, progress: Progress, hashing: _Hashing) -> int:
     """How many bytes."""
     size = 0
     with disk_errors(), path.open("wb", buffering=0) as target:
         for chunk in chunks:
-            hash_(chunk)
+            hashing.update(chunk)
             target.write(chunk)
             size += len(chunk)
             progress(len(chunk))
