@@ -35,7 +35,7 @@ SLOTS = 16  # more than the memory has room for: where it has, nothing has to be
 MOST = LIMIT * 6 // 10  # bytes that a kind may ask for: more than a host can spend is not taken in
 HOST = 128 * 10**9  # bytes of the hosts that the traces are of
 SYNTHETIC = 1000  # tasks
-FULL, QUICK = (5, 200), (1, 60)  # seeds, jobs
+FULL, QUICK = (5, 120), (1, 60)  # seeds, jobs
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from measure import repeated
 from memory_group import MemoryGroup
 
-STALL = 12.0  # seconds without a job done after which what is left counts as lost
+STALL = 20.0  # seconds without a job done after which what is left counts as lost
 CALM = 1.0  # ... after which it is asked whether there is anything left to do
 SETTLE = 1.0  # seconds in which a job that is done twice shows up
 

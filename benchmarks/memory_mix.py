@@ -13,7 +13,7 @@ from memory_trace import Task, Trace
 from memory_work import MIB, TABLE, Work
 
 SMALLER = 20  # times less memory than in the trace
-SHORTEST, LONGEST, MEAN = 0.2, 5.0, 0.27  # seconds; touching 1 GiB alone takes a core a quarter of one
+SHORTEST, LONGEST, MEAN = 0.2, 5.0, 0.7  # seconds; touching 1 GiB alone takes a core a quarter of one
 KINDS = 8  # of a trace, in one mix
 TABLES = 10  # one job of so many parses CSV
 TABLE_BYTES = (MIB // 2, 6 * MIB)
