@@ -116,10 +116,14 @@ class Watch:
         # The domain first: what grows in between is counted for the jobs, and not as others' and for ever.
         reading, at = self._read(), time.monotonic()
         rising = fill_rate(before.rising, reading.anonymous - before.reading.anonymous, at - before.at)
-        observed = self._observe(before.observed)
-        if sum(observed.values()) < sum(before.observed.values()):
+        observed, ending = self._observe()
+        if any(observed.get(token, 0) < used for token, used in before.observed.items()):
             # What they gave back meanwhile is not the others' either.
             reading = replace(reading, anonymous=min(reading.anonymous, self._read().anonymous))
+        others = before.reading.anonymous - sum(before.observed.values())
+        for token in ending:  # it tells no more what it uses: as much as the others would else be taken to have grown
+            left = max(reading.anonymous - others - sum(observed.values()), 0)
+            observed[token] = min(left, before.observed.get(token, 0))
         return _Sample(reading, at, observed, rising, self._missing())
 
     def _read(self) -> Reading:
@@ -129,21 +133,24 @@ class Watch:
         # As if the worker had a machine of that size for itself.
         return replace(reading, anonymous=tree_anon(os.getpid()))
 
-    def _observe(self, before: Mapping[int, int]) -> dict[int, int]:
-        """Token -> bytes, of each job that runs. `before`: at the last sample."""
-        found = {}
+    def _observe(self) -> tuple[dict[int, int], list[int]]:
+        """Token -> bytes, of each job that runs; tokens of those whose memory the kernel is taking back."""
+        found, ending = {}, []
         for index in range(self.slots.count):
             slot = self.slots.read(index)
             if slot.phase is Phase.RUNNING:
                 used = self.slots.sample(index)
-                found[slot.token] = used if used or not is_ending(slot.pid) else before.get(slot.token, 0)
-        return found
+                if not used and is_ending(slot.pid):
+                    ending.append(slot.token)
+                else:
+                    found[slot.token] = used
+        return found, ending
 
     def _missing(self) -> int:
         """What this worker's children lack to a usual one: else the budget would shrink under the jobs as they load."""
         slots = [self.slots.read(index) for index in range(self.slots.count)]
         busy = {slot.pid: slot.baseline for slot in slots if slot.phase is Phase.RUNNING}
-        sizes = [busy.get(pid) or rss_anon(pid) for pid in children(os.getpid())]
+        sizes = [min(busy.get(pid, self.child), rss_anon(pid)) for pid in children(os.getpid())]
         sizes += [0] * (self.slots.count - len(sizes))
         return sum(max(self.child - size, 0) for size in sizes)
 

@@ -153,19 +153,57 @@ def test_what_a_job_gives_back_while_it_is_looked_at_is_not_the_others(
     assert after.others == pytest.approx(before.others, abs=MIB)
 
 
-def test_a_job_uses_its_memory_until_the_kernel_has_taken_all_of_it_back(
+def test_what_one_gives_back_is_not_the_others_though_its_neighbour_has_taken_more(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pid = host.job(0, 40, 40)
+    gives = host.job(0, 40, 24)
+    host.job(1, 80, 4)
     host.used(60)
     before = host.watch.look()
+    sample = host.slots.sample
+
+    def ends(index: int) -> int:
+        if index == 1:
+            return sample(index) + 40 * MIB
+        ended(gives)
+        host.used(60 - before.charges[0].observed // MIB + 40)
+        return sample(index)
+
+    monkeypatch.setattr(host.slots, "sample", ends)
+    host.used(60 + 40)
+    after = host.watch.look()
+    assert after.observed > before.observed
+    assert after.others == pytest.approx(before.others, abs=MIB)
+
+
+@pytest.mark.parametrize("taken_back", [0, 0.5, 1])
+def test_the_others_do_not_change_while_the_kernel_takes_a_jobs_memory_back(
+    host: Host, monkeypatch: pytest.MonkeyPatch, taken_back: float
+) -> None:
+    pid = host.job(0, 40, 40)
+    host.job(1, 20, 4)
+    host.used(80)
+    before = host.watch.look()
+    used, sample = before.charges[0].observed, host.slots.sample
     monkeypatch.setattr(watch_module, "is_ending", lambda asked: asked == pid)
-    monkeypatch.setattr(host.slots, "sample", lambda _index: 0)
+    monkeypatch.setattr(host.slots, "sample", lambda index: sample(index) if index else 0)
+    host.used(80 - int(taken_back * used) // MIB)
     during = host.watch.look()
-    assert (during.observed, during.others) == (before.observed, before.others)
+    assert during.others == pytest.approx(before.others, abs=MIB)
+    assert during.charges[0].observed == pytest.approx((1 - taken_back) * used, abs=MIB)
     monkeypatch.undo()
     ended(pid)
-    assert host.watch.look().observed == 0
+    assert host.watch.look().charges[0].observed == 0
+
+
+def test_room_is_kept_for_the_child_that_will_follow_one_that_ends(host: Host, children: Children) -> None:
+    pid = host.job(0, 40, 8)
+    host.watch.child = host.slots.read(0).baseline
+    before = host.watch.look().expected
+    end(pid)
+    assert eventually(lambda: not rss_anon(pid))
+    assert host.watch.look().expected == before + host.watch.child
+    children.wait(pid)
 
 
 def test_a_slot_that_is_left_keeps_its_reservation_and_uses_nothing(host: Host) -> None:
