@@ -14,10 +14,12 @@ import sys
 import time
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from memory_trace import Task, Trace, TraceError, read
 from peers_memory import Clairvoyant, Ours, Percentile, Preset, Sizer, Tovar
@@ -198,13 +200,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         traces = [read(path, machine.memory) for path in options.traces]
     except TraceError as error:
         sys.exit(str(error))
-    report = {}
+    report = dict[str, Any]()
     for trace in traces:
+        if trace.too_large:
+            needed = f"{trace.too_large:,} tasks are left out: they needed more than the host has"
+            say.print(f"{trace.name}: {needed}; give it more by --host-memory", markup=False)
         with say.status(f"{trace.name}: {len(trace.tasks):,} tasks"):
             clairvoyant = Packing(trace.tasks, Clairvoyant(), machine).run()
             found = replay(trace, machine)
         say.print(_table(trace, found, clairvoyant, bound(trace.tasks, machine)))
-        report[trace.name] = {
+        report[_unique(trace.name, report)] = {
             name: {
                 "waste_gbh": round(figures.waste.gbh, 1),
                 "failures": figures.waste.failures,
@@ -216,6 +221,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
     if options.json:
         print(json.dumps(report))
+
+
+def _unique(name: str, taken: Container[str]) -> str:
+    """Two files may have the same name, in different folders."""
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(each for each in names if each not in taken)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+GZIP = b"\x1f\x8b"
 COLUMNS = ("kind", "input_bytes", "peak_bytes", "runtime_ms", "preset_bytes")
 
 
@@ -30,40 +33,43 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """`tasks` in the order of the file, which is that of their start. `name`: the file's, without .csv and .gz."""
+    """`tasks` in the order of the file, which is that of their start. `name`: the file's, without .csv and .gz.
+
+    `too_large`: so many tasks are left out, because they needed more than the host has.
+    """
 
     name: str
     tasks: Sequence[Task]
+    too_large: int = 0
 
 
 def read(path: Path, host_memory: int) -> Trace:
     """Columns go by name, further ones are ignored. `host_memory`: bytes. Raises TraceError."""
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        text = (gzip.decompress(data) if data.startswith(GZIP) else data).decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise TraceError(f"{path}: cannot be read: {error}") from error
     rows = csv.DictReader(io.StringIO(text, newline=""))
-    if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
-        raise TraceError(f"{path}: no column {', '.join(missing)}; the first line must name {', '.join(COLUMNS)}")
-    tasks = list[Task]()
-    for row in rows:
-        try:
-            task = _task(len(tasks), row)
-        except ValueError as error:
-            raise TraceError(f"{path}, line {rows.line_num}: {error}") from None
-        if task.peak > host_memory:
-            text = (
-                f"{task.kind} needed {task.peak:,} bytes, the host has {host_memory:,}; give it more by --host-memory"
-            )
-            raise TraceError(f"{path}, line {rows.line_num}: {text}")
-        tasks.append(task)
+    tasks, too_large = list[Task](), 0
+    try:
+        if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
+            raise TraceError(f"{path}: no column {', '.join(missing)}; the first line must name {', '.join(COLUMNS)}")
+        for row in rows:
+            task = _task(len(tasks), row, host_memory)
+            if task.peak > host_memory:
+                too_large += 1
+            else:
+                tasks.append(task)
+    except (ValueError, csv.Error) as error:
+        raise TraceError(f"{path}, line {rows.line_num}: {error}") from None
     if not any(task.seconds for task in tasks):
-        raise TraceError(f"{path}: there is no task in it that runs for any time")
-    return Trace(path.name.removesuffix(".gz").removesuffix(".csv"), tasks)
+        raise TraceError(f"{path}: there is no task in it that runs for any time on a host of {host_memory:,} bytes")
+    return Trace(re.sub(r"(\.csv)?(\.gz)?$", "", path.name, flags=re.IGNORECASE), tasks, too_large)
 
 
-def _task(number: int, row: Mapping[str, str | None]) -> Task:
+def _task(number: int, row: Mapping[str, str | None], host_memory: int) -> Task:
+    """A peak of 0 is one nobody saw: the least there is. Where nothing was asked for, it is the whole host."""
     if not row["kind"]:
         raise ValueError("kind is empty")
     given = row["input_bytes"]
@@ -71,9 +77,9 @@ def _task(number: int, row: Mapping[str, str | None]) -> Task:
         number,
         row["kind"],
         int(_number(row, "input_bytes", least=0)) if given else None,
-        int(_number(row, "peak_bytes", least=1)),
+        max(int(_number(row, "peak_bytes", least=0)), 1),
         _number(row, "runtime_ms", least=0) / 1000,
-        int(_number(row, "preset_bytes", least=1)),
+        host_memory if row["preset_bytes"] == "" else int(_number(row, "preset_bytes", least=0)) or host_memory,
     )
 
 

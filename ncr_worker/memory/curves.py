@@ -9,6 +9,7 @@ from operator import mul
 
 SIDE = 3  # neighbours on each side
 CROWD = 10  # points below which they are no neighbours
+BEYOND = 4  # times the largest peak: a line goes on for ever, memory does not
 ALONE = 1e-4  # of a point's own say in its fit: less is left to the others, and without it there is no line
 
 
@@ -30,7 +31,7 @@ def curves(inputs: Sequence[int | None], peaks: Sequence[int], exact: Sequence[b
     known = [float(each) for each in inputs if each is not None]
     if len(known) < max(len(inputs), 3) or sum(exact) < 3 or min(known) == max(known):
         return
-    low, high = min(peaks) / 2, max(peaks) * 4  # a line goes on for ever, memory does not
+    low, high = min(peaks) / 2, max(peaks) * BEYOND
 
     def bounded(line: float) -> float:
         return low if line < low else high if line > high else line

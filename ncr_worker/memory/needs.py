@@ -44,8 +44,7 @@ class _Known:
             self.measure, self.predictor, news = measure, Predictor(), list(self.seen)
         for one in news:
             size = self.size(one.input_bytes, one.declared)
-            if size is not None or not self.measure:  # else it ended before it was known: no point of the curve
-                self.predictor.learn(one.kind, one.version, Observation(size, one.peak, one.seconds, one.killed))
+            self.predictor.learn(one.kind, one.version, Observation(size, one.peak, one.seconds, one.killed))
 
     def size(self, input_bytes: int | None, declared: int | None) -> int | None:
         return {"input_bytes": input_bytes, "declared": declared}.get(self.measure or "")

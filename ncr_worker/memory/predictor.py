@@ -17,7 +17,7 @@ from itertools import accumulate, chain, islice, takewhile
 from operator import itemgetter
 
 from ncr_worker.growth import MARGIN, grown
-from ncr_worker.memory.curves import Curve, curves
+from ncr_worker.memory.curves import BEYOND, Curve, curves
 
 KEPT = 200  # observations of one version
 PRIOR = 20  # observations below which a version leans on its predecessors
@@ -58,17 +58,21 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`rank`: earlier jobs above factor times curve. `cost`: byte-seconds."""
+    """`rank`: so many of the `samples` are above factor times curve. `cost`: byte-seconds."""
 
     cost: float
     curve: Curve
     factor: float
     rank: int
     margin: float
+    samples: int
 
 
 class Fit:
-    """What a history says. `earlier`: of versions before it; the more of its own there are, the less they count."""
+    """What a history says. `earlier`: of versions before it; the more of its own there are, the less they count.
+
+    A job whose input is known is judged by those of which it is known too; another one by all.
+    """
 
     def __init__(self, own: Sequence[Observation], earlier: Sequence[Observation] = ()) -> None:
         self.own, self.earlier = tuple(own), tuple(earlier)
@@ -80,13 +84,16 @@ class Fit:
         peaks = [max(2 * each.peak if each.killed else each.peak, 1) for each in history]
         self.samples = len(history)
         self.guesses = any(each.killed for each in history)
-        self.largest = max(peaks, default=0)
+        times = [max(each.seconds, 1e-3) * weight for each, weight in zip(history, weights, strict=True)]
+        rows = list(zip(history, peaks, times, strict=True))
+        known = [row for row in rows if row[0].input_bytes is not None] or rows
+        self._only = known[0][1] if known else 0
+        self._most = BEYOND * max(peaks, default=0)
         self._flat = self._best = None
-        if len(history) > 1:
-            times = [max(each.seconds, 1e-3) * weight for each, weight in zip(history, weights, strict=True)]
-            found = curves([each.input_bytes for each in history], peaks, [not each.killed for each in history])
-            choices = [_cheapest(curve, peaks, times) for curve in found]
-            self._flat, self._best = choices[0], min(choices, key=lambda choice: choice.cost)
+        if len(rows) > 1:
+            self._flat, self._best = _choices(rows)
+        if len(known) < len(rows):
+            self._best = _choices(known)[1] if len(known) > 1 else None
 
     def predict(self, input_bytes: int | None, declared: int, failed: int = 0) -> Prediction:
         """`declared`: bytes that the kind asks for, the answer while nothing is known.
@@ -99,8 +106,10 @@ class Fit:
         if choice is not None:
             return self._learned(choice, float(input_bytes or 0))
         if self.samples:
-            need, why = int(self.largest * (1 + FIRST)) + NOISE, f"the peak of the only job so far, and {FIRST:.0%}"
-            return Prediction(need, "largest", 1.0, FIRST, self.samples, why, guessed=self.guesses)
+            need, why = int(self._only * (1 + FIRST)) + NOISE, f"the peak of the only job so far, and {FIRST:.0%}"
+            if self.samples > 1:
+                why = f"the peak of the only job so far whose input is known, and {FIRST:.0%}"
+            return Prediction(need, "largest", 1.0, FIRST, 1, why, guessed=self.guesses)
         return Prediction(declared, "declared", 1.0, 0.0, 0, "as declared: no job of this kind has ended yet")
 
     def outdated(self, news: int, last: Observation) -> bool:
@@ -110,11 +119,11 @@ class Fit:
         return last.peak > self.predict(last.input_bytes, 0).need
 
     def _learned(self, choice: Choice, given: float) -> Prediction:
-        line = choice.factor * choice.curve.at(given)
+        line = min(choice.factor * choice.curve.at(given), self._most)
         need = int(line * (1 + choice.margin)) + NOISE
-        quantile = 1 - choice.rank / self.samples
-        why = f"{choice.curve.name} that holds {quantile:.0%} of {self.samples} jobs, and {choice.margin:.1%}"
-        figures = (quantile, choice.margin, self.samples)
+        quantile = 1 - choice.rank / choice.samples
+        why = f"{choice.curve.name} that holds {quantile:.0%} of {choice.samples} jobs, and {choice.margin:.1%}"
+        figures = (quantile, choice.margin, choice.samples)
         return Prediction(need, choice.curve.name, *figures, why, int(line), self.guesses)
 
     def _again(self, failed: int, declared: int) -> Prediction:
@@ -175,6 +184,14 @@ class Predictor:
         return Fit(own, prior[::-1])
 
 
+def _choices(rows: Sequence[tuple[Observation, int, float]]) -> tuple[Choice, Choice]:
+    """The flat one, and the one that would have cost least. `rows`: each with its peak, bytes, and weighted seconds."""
+    history, peaks, times = zip(*rows, strict=True)
+    found = curves([each.input_bytes for each in history], peaks, [not each.killed for each in history])
+    choices = [_cheapest(curve, peaks, times) for curve in found]
+    return choices[0], min(choices, key=lambda choice: choice.cost)
+
+
 def _cheapest(curve: Curve, peaks: Sequence[int], times: Sequence[float]) -> Choice:
     """The factor and margin that would have cost least. `times`: seconds of each job, weighted.
 
@@ -202,4 +219,4 @@ def _cheapest(curve: Curve, peaks: Sequence[int], times: Sequence[float]) -> Cho
             if cost < best[0]:
                 best = (cost, rank, margin)
     cost, rank, margin = best
-    return Choice(cost, curve, rows[rank][0], rank, margin)
+    return Choice(cost, curve, rows[rank][0], rank, margin, len(rows))

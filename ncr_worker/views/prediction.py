@@ -167,7 +167,8 @@ def _words(basis: Basis, sizes: Sequence[int]) -> str:
         reason = "MEMORY_PREDICTION=declared" if basis.fit.samples else "no job of this kind has ended yet"
         return f"it is declared by its pipeline ({reason})"
     if found.line is None:
-        return f"it is the peak of the only job so far{_margin(found)}"
+        known = f" whose {MEASURES[basis.measure]} is known" if basis.measure and basis.fit.samples > 1 else ""
+        return f"it is the peak of the only job so far{known}{_margin(found)}"
     whole = f"the same for all{_margin(found)}: {_enough(basis, by_size=False)}"
     if basis.measure is None:
         return f"nothing is known of their input, so it is {whole}"

@@ -88,10 +88,10 @@ def test_the_last_line_tells_of_every_trace_and_every_sizer(tmp_path: Path) -> N
     [
         (("", 1, 1, 1, 1, 1), "line 3: kind is empty"),
         (("k", "much", 1, 1, 1, 1), "line 3: input_bytes is 'much'"),
-        (("k", 1, 0, 1, 1, 1), "line 3: peak_bytes is 0"),
+        (("k", 1, -1, 1, 1, 1), "line 3: peak_bytes is -1"),
         (("k", 1, 1, "nan", 1, 1), "line 3: runtime_ms is nan"),
         (("k", 1, 1, 1), "line 3: preset_bytes is None"),
-        (("k", 1, 200 * GB, 1, 1, 1), "line 3: k needed 200,000,000,000 bytes, the host has 128,000,000,000"),
+        (("k" * 200_000, 1, 1, 1, 1, 1), ": field larger than field limit"),
     ],
 )
 def test_a_row_that_cannot_be_replayed_is_named(tmp_path: Path, row: Row, told: str) -> None:
@@ -105,8 +105,42 @@ def test_a_missing_column_or_file_is_named(tmp_path: Path) -> None:
     done = replayed(written(tmp_path / "bad.csv", [], ("kind", "peak_bytes")))
     assert "no column input_bytes, runtime_ms, preset_bytes" in done.stderr
     assert "cannot be read" in replayed(tmp_path / "none.csv").stderr
-    (tmp_path / "broken.csv.gz").write_bytes(b"kind")
+    (tmp_path / "broken.csv.gz").write_bytes(b"\x1f\x8bkind")
     assert "cannot be read" in replayed(tmp_path / "broken.csv.gz").stderr
+
+
+def test_what_is_packed_is_told_by_its_first_bytes_and_by_an_error(tmp_path: Path) -> None:
+    good = written(tmp_path / "good.csv.gz", mixture(20)).read_bytes()
+    (tmp_path / "LOUD.CSV.GZ").write_bytes(good)
+    done = replayed(tmp_path / "LOUD.CSV.GZ", "--json")
+    assert set(json.loads(done.stdout.splitlines()[-1])) == {"LOUD"}
+    (tmp_path / "bad.csv.gz").write_bytes(good[:40] + b"\xff\xff\xff" + good[43:])
+    bad = replayed(tmp_path / "bad.csv.gz")
+    assert "bad.csv.gz: cannot be read" in bad.stderr
+    assert "Traceback" not in bad.stderr
+
+
+def test_a_task_that_no_host_could_run_is_left_out_and_counted(tmp_path: Path) -> None:
+    done = replayed(written(tmp_path / "t.csv", [*mixture(2), ("k", 1, 200 * GB, 1, 1, 1)]), "--json")
+    assert "t: 1 tasks are left out: they needed more than the host has" in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1])["t"]["ours"]["tasks"] == 4
+
+
+def test_a_peak_nobody_saw_is_the_least_and_no_preset_the_whole_host(tmp_path: Path) -> None:
+    from memory_trace import read
+
+    rows: list[Row] = [("k", 1, 0, 1, 0, 1), ("k", 1, 5, 1, "", 1)]  # type: ignore[list-item]
+    unseen, unasked = read(written(tmp_path / "t.csv", rows), 128 * GB).tasks
+    assert (unseen.peak, unseen.preset) == (1, 128 * GB)
+    assert (unasked.peak, unasked.preset) == (5, 128 * GB)
+
+
+def test_two_files_of_one_name_are_both_told_of(tmp_path: Path) -> None:
+    for folder, count in (("a", 2), ("b", 3)):
+        (tmp_path / folder).mkdir()
+        written(tmp_path / folder / "t.csv", mixture(count))
+    found = json.loads(replayed(tmp_path / "a/t.csv", tmp_path / "b/t.csv", "--json").stdout.splitlines()[-1])
+    assert {name: each["ours"]["tasks"] for name, each in found.items()} == {"t": 4, "t-2": 6}
 
 
 def test_columns_go_by_name_in_any_order(tmp_path: Path) -> None:

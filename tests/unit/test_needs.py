@@ -72,6 +72,16 @@ def test_the_first_known_input_changes_the_measure(database: Database) -> None:
     assert 2400 <= need(needs, 800, 64) < 2800
 
 
+def test_the_first_known_input_does_not_make_the_others_forgotten(database: Database) -> None:
+    unknown = [replace(one, input_bytes=None, declared=None, peak=900 * MIB) for one in BY_INPUT]
+    told(database, *unknown)
+    needs = Needs(database, learned=True)
+    assert need(needs, None, 64) >= 900
+    told(database, replace(BY_INPUT[0], peak=MIB))
+    needs = Needs(database, learned=True)
+    assert need(needs, None, 64) >= 900
+
+
 def test_what_ended_before_its_input_was_known_is_no_point_of_the_curve(database: Database) -> None:
     told(database, *BY_INPUT, *(replace(one, input_bytes=None, peak=MIB) for one in BY_INPUT[:5]))
     assert 600 <= need(Needs(database, learned=True), 200, 64) < 800

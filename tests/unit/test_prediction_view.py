@@ -78,6 +78,7 @@ def place(lines: Sequence[str], mark: str) -> tuple[float, float]:
             "nothing is known of their input, so it is the same for all, with TOP: enough for",
         ),
         (found(BLIND[:1], measure=None), "it is the peak of the only job so far, with TOP"),
+        (found([*BLIND, RISING[0]], size=MIB), "it is the peak of the only job so far whose input is known, with TOP"),
         (found([]), "it is declared by its pipeline (no job of this kind has ended yet)"),
     ],
 )
