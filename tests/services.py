@@ -34,7 +34,8 @@ class ServerMissing(NcrError):
     code = "server_missing"
 
     def __init__(self, package: str) -> None:
-        super().__init__(f"{package} is not installed: run scripts/install-servers, or `apt-get install {package}`")
+        by_script = "" if package == "docker.io" else "run scripts/install-servers, or "
+        super().__init__(f"{package} is not installed: {by_script}`apt-get install {package}`")
 
 
 def debian_binary(package: str, *paths: str) -> str:
