@@ -63,8 +63,7 @@ class App:
         limits = Limits(settings.max_backlog, settings.admission_max_wait)
         self.admission = Admission(self.ledger, self.pauses, limits)
         self.needs = Needs(self.database, learned=settings.memory_prediction == "learned")
-        if self.needs.learned:  # else there is nothing to find out, and all get what is declared
-            self.ledger.queue.foresee = self.needs.foresee
+        self.ledger.queue.foresee = self.needs.foresee
         self.connectors = Connectors(settings.model_copy(update={"db_patience": patience}))
         self._announcer = Announcer(self.board)
         self._single = GroupCommit(self.ledger)

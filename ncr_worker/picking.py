@@ -1,9 +1,8 @@
-"""Which of the waiting jobs start now on a host, and with how much: the policy alone. Pure: no I/O, no clock.
+"""Which of the waiting jobs start now on a host: the policy alone. Pure: no I/O, no clock.
 
 Urgent jobs first (priority below 0: the service's own). Then fair share between tenants (least byte-seconds used
-first), then priority, then age; but the first job of a kind of which nothing is known goes ahead of its line, with
-a part of what is declared. A job that does not fit is passed by at most `overtake_limit` others; then nothing more
-starts until it does.
+first), then priority, then age; but the first job of a kind of which nothing is known goes ahead of its line. A job
+that does not fit is passed by at most `overtake_limit` others; then nothing more starts until it does.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 CREDIT = 60.0  # seconds of a whole host that a tenant who used less may be ahead of the others, and no more
-PROBE = 1 / 3  # of what is declared: most declare far more than they use
 TYPICAL = 1.0  # seconds that a job is taken to last until it is known: what starts at once is shared out too
 
 
@@ -117,7 +115,7 @@ class Turns:
         while heap:
             tenant = heap[0][1]
             line = self._lines[tenant]
-            yield self._sized(line.popleft())
+            yield line.popleft()
             if line:
                 heapq.heapreplace(heap, (self._turn(tenant, line[0]), tenant))
             else:
@@ -125,10 +123,6 @@ class Turns:
 
     def _turn(self, tenant: str, first: Waiting) -> tuple[int, float, tuple[int, bool, int]]:
         return min(first.priority, 0), self._used[tenant], self._place(first)
-
-    def _sized(self, job: Waiting) -> Waiting:
-        """A probe finds out, at the risk of its own first run, how little its kind needs; many can do so at once."""
-        return job._replace(need=int(job.need * PROBE)) if job.number in self._probes else job
 
     def _place(self, job: Waiting) -> tuple[int, bool, int]:
         return job.priority, job.number not in self._probes, job.number

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cached_property
 from typing import Any, TypeVar
 
 from ncr_worker.board import Board
@@ -69,11 +68,6 @@ class ActiveRun:
     def enter(self, stage: Stage[Any]) -> None:
         self._progress, self._entered = Progress(stage=stage.name), time.monotonic()
         self.show(State.RUNNING, event=True)
-
-    @cached_property
-    def declared(self) -> int:
-        """Bytes that its pipeline declares for it."""
-        return self.pipeline.declared(self.pipeline.args.model_validate(self.job.args))
 
     @property
     def peak(self) -> int:

@@ -98,7 +98,7 @@ class Runner:
             if done or stage.name != run.job.stage:
                 self.ledger.work.enter(run.job, stage.name, done=done, input_bytes=parcel.size)
             declared = run.pipeline.need(stage, parcel)
-            need = self.needs.of_stage(run.job, stage.name, parcel.size, declared, run.declared)
+            need = self.needs.predict(run.job.kind, run.job.version, stage.name, parcel.size, declared).need
             if stage.name == claim.stopped_at and run.job.need > (run.job.predicted or 0):
                 need = run.job.need  # it stopped here, for want of so much
             if need > run.slot.reserved * LITTLE:
@@ -117,7 +117,8 @@ class Runner:
 
     def _whole(self, run: ActiveRun, parcel: Parcel) -> Seen:
         job, seconds = run.job, sum(seen.seconds for seen in run.seen)
-        return Seen(job.kind, job.version, None, parcel.size, run.declared, run.peak, seconds)
+        declared = run.pipeline.declared(run.pipeline.args.model_validate(job.args))
+        return Seen(job.kind, job.version, None, parcel.size, declared, run.peak, seconds)
 
     def _resume(self, run: ActiveRun, claim: Claim) -> tuple[Parcel, int]:
         """The newest checkpoint that is whole on this host, and the stage after it; else the start."""

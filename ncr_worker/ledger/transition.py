@@ -119,11 +119,10 @@ def lose(
     note: str,
     error: str | None = None,
     need: int | None = None,
-    counted: bool = True,
 ) -> None:
     """A child or its host died: queued again, or failed when its attempts are used up.
 
-    `error`: what is to be said of it then; `need`: bytes to reserve from now on; `counted`: it costs an attempt.
+    `error`: what is to be said of it then; `need`: bytes to reserve from now on.
 
     After the last attempt it is queued once more, for the runner to clean up outside; only if that dies too does
     it fail here. An end that we made ourselves (GIVEN_BACK: the worker stops) costs no attempt.
@@ -137,7 +136,7 @@ def lose(
         return
     values: dict[str, Any] = {} if need is None else {"need": need}
     pause = 0.0
-    counted &= reason is not Reason.GIVEN_BACK
+    counted = reason is not Reason.GIVEN_BACK
     if row.state == State.RUNNING and counted:
         pause = min(0.25 * 2 ** (row.attempt - 1), 30.0)
         text = error or f"the process that ran it died {row.attempt} times; last: {note}"
@@ -164,8 +163,7 @@ def lose(
 def outgrow(connection: Connection, number: int, *, actor: str, token: int, used: int, limit: int) -> None:
     """The run ran out of memory: queued again with more, or failed, with its history, when its attempts are used up.
 
-    `used`: the most that it was seen to use; `limit`: bytes of its host, which it may have once, alone. A run that was
-    given too little and kept to what its pipeline declares has done nothing wrong: it costs no attempt.
+    `used`: the most that it was seen to use; `limit`: bytes of its host, which it may have once, alone.
     """
     what = (job.c.kind, job.c.version, job.c.stage, job.c.input_bytes, job.c.declared, job.c.reserved)
     so_far = (job.c.attempt, job.c.max_attempts, job.c.error_code, job.c.error)
@@ -180,14 +178,12 @@ def outgrow(connection: Connection, number: int, *, actor: str, token: int, used
         observations.note(connection, [replace(whole, stage=row.stage, declared=None), whole])
     if row.reserved < limit:
         need = min(need, limit)
-    counted = not row.reserved < used <= (row.declared or 0)
-    if counted and row.attempt >= row.max_attempts:
+    if row.attempt >= row.max_attempts:
         need = 0  # all that is left to do is to clean up
     note = f"out of memory: used {used >> 20:,} MiB, {row.reserved >> 20:,} MiB were reserved"
     earlier = row.error if row.error_code == Reason.OUT_OF_MEMORY else None
     error = f"{earlier}; then {used >> 20:,} of {row.reserved >> 20:,} MiB" if earlier else note
-    told: dict[str, Any] = {"note": note, "error": error, "need": need, "counted": counted}
-    lose(connection, number, actor=actor, reason=Reason.OUT_OF_MEMORY, token=token, **told)
+    lose(connection, number, actor=actor, reason=Reason.OUT_OF_MEMORY, token=token, note=note, error=error, need=need)
 
 
 def dispatch(connection: Connection, jobs: Sequence[Waiting], host: str, *, locked: bool) -> list[tuple[Waiting, int]]:

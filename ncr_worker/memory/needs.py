@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ncr_worker.job import Job
 from ncr_worker.ledger.hosts import LARGEST
 from ncr_worker.ledger.observations import KEPT, Observations, Seen
 from ncr_worker.memory.predictor import Fit, Observation, Prediction, Predictor
@@ -88,17 +87,6 @@ class Needs:
         with self._lock:
             known = self._read(kind, stage)
             return known.predictor.predict(kind, version, known.size(input_bytes, declared), declared)
-
-    def of_stage(self, job: Job, stage: str, size: int | None, declared: int, whole: int) -> int:
-        """Bytes for a stage of a job that runs. `declared`: of the stage, `whole`: of the job.
-
-        Where what is declared is all that is known, a probe has the same share of it as it was given of the whole.
-        """
-        found = self.predict(job.kind, job.version, stage, size, declared)
-        guessed = not found.samples and not self.predict(job.kind, job.version, None, size, whole).samples
-        if guessed and job.need == job.predicted and job.need < whole:
-            return declared * job.need // whole
-        return found.need
 
     def basis(self, kind: str, version: int, stage: str | None, input_bytes: int | None, declared: int) -> Basis:
         """As `predict`, with what it rests on: for people."""

@@ -11,7 +11,6 @@ from rich.filesize import decimal
 
 from ncr_worker.memory.needs import Basis
 from ncr_worker.memory.predictor import NOISE, Observation, Prediction
-from ncr_worker.picking import PROBE
 
 SAMPLES = 21  # of the curve
 MEASURES = {"input_bytes": "input", "declared": "declared need"}
@@ -165,10 +164,8 @@ def _words(basis: Basis, sizes: Sequence[int]) -> str:
     """`sizes`: of earlier jobs, sorted, where they are known and differ."""
     found = basis.prediction
     if not found.samples:
-        if basis.fit.samples:
-            return "it is declared by its pipeline (MEMORY_PREDICTION=declared)"
-        text = "it is declared by its pipeline (no job of this kind has ended yet)"
-        return f"{text}; the first one on each host starts with {PROBE:.0%} of it, to find out"
+        reason = "MEMORY_PREDICTION=declared" if basis.fit.samples else "no job of this kind has ended yet"
+        return f"it is declared by its pipeline ({reason})"
     if found.line is None:
         known = f" whose {MEASURES[basis.measure]} is known" if basis.measure and basis.fit.samples > 1 else ""
         return f"it is the peak of the only job so far{known}{_margin(found)}"

@@ -275,15 +275,6 @@ def test_a_job_out_of_memory_comes_back_with_more(ledger: Ledger, reserved: int,
     assert ledger.reads.events(job.id)[-1].actor == "feeder"
 
 
-def test_one_that_was_given_too_little_and_kept_to_its_word_loses_no_attempt(ledger: Ledger) -> None:
-    """It comes back at once, too: it has nothing to wait for."""
-    job = outgrown(ledger, start(ledger, need=100 * MIB, declared=300 * MIB), used=300)
-    assert (job.state, job.reason, job.attempt, job.need) == (State.QUEUED, Reason.OUT_OF_MEMORY, 0, 375 * MIB)
-    assert waits(ledger, job.id) <= 0
-    job = outgrown(ledger, start(ledger, need=100 * MIB, declared=300 * MIB), used=90)
-    assert job.attempt == 1, "it had enough: it ran out of something else"
-
-
 def test_its_history_is_told_and_grows(ledger: Ledger) -> None:
     job = outgrown(ledger, start(ledger, need=100 * MIB), used=150)
     assert (job.error_code, job.error) == ("out_of_memory", "out of memory: used 150 MiB, 100 MiB were reserved")
@@ -364,15 +355,6 @@ def test_one_job_of_a_kind_that_nobody_knows_goes_ahead_of_its_line(ledger: Ledg
     known = queued(ledger, "ann", 2, need=90)
     first, second = queued(ledger, "ann", 2, need=90, kind="sort")
     assert [picked(ledger, offer(slots=1))[0] for _ in range(4)] == [first, *known, second]
-
-
-def test_it_holds_a_third_of_what_is_declared_and_the_next_all_of_it(ledger: Ledger) -> None:
-    first, second = queued(ledger, "ann", 2, need=90)
-    ledger.queue.foresee = lambda _kind, _version, _size, _declared: None
-    held = [ledger.queue.pick(offer(slots=1))[0] for _ in range(2)]
-    assert [(one.job_id, one.reserved) for one in held] == [(first, 30 * MIB), (second, 90 * MIB)]
-    probe = ledger.reads.job(first)
-    assert (probe.need, probe.predicted, probe.reserved) == (30 * MIB, 30 * MIB, 30 * MIB)
 
 
 def test_what_was_read_ahead_follows_what_is_learned(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,24 +128,6 @@ def test_a_stage_that_needs_more_yields_with_its_need_and_costs_no_attempt(host:
     assert running == ["plan", "pack", "plan", "pack"], "shown at its first stage until it is known where it goes on"
 
 
-def test_a_probe_has_the_same_share_of_what_its_stages_declare(host: WorkerHost) -> None:
-    """So it need not ask at once for what it was not given."""
-    seen: list[int] = []
-
-    def look(run: Any, _parcel: Tally) -> None:
-        seen.append(run.slot.reserved // MIB)
-
-    host.ledger.queue.foresee = lambda _kind, _version, _size, _declared: None
-    kind = pipeline(
-        step("pack", look, memory=lambda _parcel: 90 * MIB),
-        step("tell", look, memory=lambda _parcel: 60 * MIB),
-        memory=90 * MIB,
-    )
-    host.submit(need=90 * MIB)
-    assert host.run(kind).state is State.SUCCEEDED
-    assert seen == [30, 20]
-
-
 def test_a_stage_that_needs_less_lowers_the_charge(host: WorkerHost) -> None:
     charged: list[int] = []
     look = step("upload", lambda _r, _p: charged.append(host.slots.read(0).reserved), memory=lambda _parcel: 10 * MIB)
