@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
     from obstore.store import S3Config
 
 T = TypeVar("T")
+
+LARGE = 8 * CHUNK
+"""Bytes of an object above which each of its digests has a thread."""
+BEHIND = 2
+"""Chunks that a digest may be behind."""
 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _CHANGED = {"PreconditionFailed", "412"}
@@ -118,7 +125,6 @@ class S3Store:
         self.client = client
         self.reader = reader
         self.bucket = bucket
-        self._hashers = ThreadPoolExecutor(thread_name_prefix="hash")
 
     def head(self, key: str) -> Entry:
         if _SEGMENTS.search(key):
@@ -139,8 +145,8 @@ class S3Store:
     def read(self, entry: Entry, path: Path, progress: Progress = unwatched) -> str:
         expected = _md5_of(entry.etag)
         sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-        with _Hashing((sha256, md5) if expected else (sha256,), self._hashers) as hashing:
-            size = _save(self._chunks(entry), path, progress, hashing)
+        with _hashing((sha256, md5) if expected else (sha256,), entry.size) as update:
+            size = _save(self._chunks(entry), path, progress, update)
         if size != entry.size:
             raise Transient(f"{entry.key}: {size:,} of {entry.size:,} bytes arrived", code="s3_failed")
         if expected and (found := md5.hexdigest()) != expected and not self._is_encrypted(entry.key):
@@ -173,7 +179,6 @@ class S3Store:
         self._ask(key, lambda: self.client.delete_object(Bucket=self.bucket, Key=key))
 
     def close(self) -> None:
-        self._hashers.shutdown()
         self.client.close()
 
     def _ask(self, key: str, call: Callable[[], T]) -> T:
@@ -209,35 +214,42 @@ def _of_code(code: str, text: str, bucket: str, key: str) -> NcrError:
     return Transient(f"S3, {key}: {text}", code="s3_failed")
 
 
-class _Hashing:
-    """Digests, which take longer than all else, are worked out beside it, at most one chunk behind."""
+@contextmanager
+def _hashing(digests: Sequence[hashlib._Hash], size: int) -> Iterator[Callable[[bytes], None]]:
+    """Call what it yields with each chunk of an object of `size` bytes; when it is left, the digests are complete.
 
-    def __init__(self, digests: Sequence[hashlib._Hash], threads: ThreadPoolExecutor) -> None:
-        self._digests = digests
-        self._threads = threads
-        self._working: list[Future[None]] = []
+    They take longer than all else: those of a large object are worked out beside it, some chunks behind. Several small
+    ones are read at once anyway.
+    """
 
-    def __enter__(self) -> Self:
-        return self
+    def at_once(chunk: bytes) -> None:
+        for digest in digests:
+            digest.update(chunk)
 
-    def __exit__(self, *_: object) -> None:
-        self._wait()
+    if size <= LARGE:
+        yield at_once
+        return
+    with ExitStack() as stack:
+        # A thread of its own for each digest, or the chunks would come in another order.
+        threads = [stack.enter_context(ThreadPoolExecutor(1, "hash")) for _ in digests]
+        working: deque[Future[None]] = deque()
 
-    def update(self, chunk: bytes) -> None:
-        self._wait()
-        self._working = [self._threads.submit(digest.update, chunk) for digest in self._digests]
+        def update(chunk: bytes) -> None:
+            while len(working) >= BEHIND * len(digests):
+                working.popleft().result()
+            working.extend(thread.submit(digest.update, chunk) for thread, digest in zip(threads, digests, strict=True))
 
-    def _wait(self) -> None:
-        for future in self._working:
+        yield update
+        for future in working:
             future.result()
 
 
-def _save(chunks: Iterator[bytes], path: Path, progress: Progress, hashing: _Hashing) -> int:
+def _save(chunks: Iterator[bytes], path: Path, progress: Progress, update: Callable[[bytes], None]) -> int:
     """How many bytes."""
     size = 0
     with disk_errors(), path.open("wb", buffering=0) as target:
         for chunk in chunks:
-            hashing.update(chunk)
+            update(chunk)
             target.write(chunk)
             size += len(chunk)
             progress(len(chunk))

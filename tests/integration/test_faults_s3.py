@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from deliveries import STAGES, World, a_world, as_delivered, largest
@@ -15,6 +18,7 @@ from ncr_worker.pipelines.deliver.model import Delivery
 from ncr_worker.sandbox.s3 import S3
 from ncr_worker.sandbox.sftp import SFTP
 from ncr_worker.sandbox.validator import Validator
+from ncr_worker.stores import s3 as s3_module
 
 MIB = 1024 * 1024
 MULTIPART = '"0123456789abcdef0123456789abcdef-2"'
@@ -114,6 +118,45 @@ def test_a_body_that_is_not_what_was_planned_is_no_file(world: World, path: Prox
     error = fetch_fails(world, parcel)
     assert isinstance(error, Transient)
     assert error.code == "s3_failed"
+
+
+class Weary:
+    """A digest that fails at its second chunk."""
+
+    def __init__(self) -> None:
+        self.left = 1
+
+    def update(self, _chunk: bytes) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise MemoryError("no memory for a digest")
+
+    def hexdigest(self) -> str:
+        return ""
+
+
+@pytest.mark.parametrize("large", [True, False], ids=["beside the reading", "within it"])
+def test_a_digest_that_fails_ends_the_fetch_and_leaves_no_thread(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, large: bool
+) -> None:
+    monkeypatch.setattr(s3_module, "LARGE", 0 if large else 1 << 40)
+    parcel, run = world.deliver(world.run(), until="plan"), world.run()
+    monkeypatch.setattr(s3_module, "hashlib", SimpleNamespace(sha256=Weary, md5=hashlib.md5))
+    with pytest.raises(MemoryError, match="no memory for a digest"):
+        STAGES["fetch"](run, parcel)
+    assert largest(parcel).local_name not in [path.name for path in (run.folder / "files").iterdir()]
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("hash")]
+
+
+@pytest.mark.parametrize("large", [True, False], ids=["beside the reading", "within it"])
+def test_what_is_fetched_has_the_digest_of_its_content(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, large: bool
+) -> None:
+    monkeypatch.setattr(s3_module, "LARGE", 0 if large else 1 << 40)
+    parcel = world.deliver(world.run(), until="fetch")
+    content = world.names["GLB_files/chair.glb"]
+    assert len(content) > 2 * MIB, "more than one chunk"
+    assert largest(parcel).sha256 == hashlib.sha256(content).hexdigest()
 
 
 def test_a_disk_that_has_room_for_almost_all_is_full(world: World) -> None:
