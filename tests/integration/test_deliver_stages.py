@@ -16,6 +16,7 @@ from sqlalchemy import select
 
 from ncr_worker.errors import Cancelled, ConfigError, NcrError, Rejected, Transient
 from ncr_worker.pipelines.deliver.catalog import delivery, delivery_history, job_details, model_validation
+from ncr_worker.pipelines.deliver.collect import zip_path
 from ncr_worker.pipelines.deliver.publish import abandon
 from ncr_worker.sandbox.process import ServerProcess
 from ncr_worker.sandbox.s3 import S3
@@ -95,6 +96,17 @@ def test_progress_reaches_the_whole(small_world: World) -> None:
             )
         if name == "pack":
             assert max(told.get("bytes", 0) for told in run.told) == parcel.total_bytes
+
+
+def test_a_judged_zip_takes_no_disk_while_its_files_are_sent(small_world: World) -> None:
+    run = small_world.run()
+    parcel = small_world.deliver(run, until="validate")
+    assert zip_path(run).stat().st_size == parcel.archive_bytes
+    for _ in range(2):  # again, as after a crash
+        parcel = STAGES["prepare"](run, parcel)
+        assert [path.name for path in run.folder.iterdir()] == ["files"]
+    upload = STAGES["upload"](run, parcel)
+    assert upload.manifest == {path: len(content) for path, content in as_delivered(small_world).items()}
 
 
 def test_the_catalog_knows_of_each_delivery_once(small_world: World) -> None:

@@ -13,7 +13,7 @@ import posixpath
 from ncr_worker.errors import NcrError, Rejected, StageError, Transient
 from ncr_worker.pipeline import Run, stage
 from ncr_worker.pipelines.deliver.catalog import catalog
-from ncr_worker.pipelines.deliver.collect import catalog_entry, files_intact, local_path
+from ncr_worker.pipelines.deliver.collect import catalog_entry, files_intact, local_path, zip_path
 from ncr_worker.pipelines.deliver.model import Delivery, Item, Receipt, is_backup, is_version, moment
 from ncr_worker.pipelines.deliver.transfer import transfer
 from ncr_worker.stores import Progress
@@ -28,6 +28,7 @@ def _on_server(run: Run, path: str) -> str:
 @stage(weight=0.5, local=True, intact=files_intact)
 def prepare(run: Run, parcel: Delivery) -> Delivery:
     """Reach the target before anything is sent: the staging folder and the folders in it."""
+    zip_path(run).unlink(missing_ok=True)  # the validator has judged it: an upload may take long, and disks fill
     server = run.use(sftp_target)
     run.confirm_ownership()
     staging = _on_server(run, parcel.staging)
