@@ -177,6 +177,13 @@ def test_a_full_batch_goes_on_when_one_of_its_jobs_leaves_its_host(ledger: Ledge
     assert picked(ledger, offer()) == [jobs[1]]
 
 
+def test_a_batch_that_is_full_already_hides_no_job_without_a_batch(ledger: Ledger) -> None:
+    batch_of(ledger, 2, 1)
+    pick_one(ledger)
+    [other] = queued(ledger, 1)
+    assert picked(ledger, offer()) == [other]
+
+
 def test_a_full_batch_is_no_reason_to_stop_looking(ledger: Ledger) -> None:
     batch_of(ledger, 150, 1, "b1")
     [first, *_] = batch_of(ledger, 150, 1, "b2")

@@ -44,6 +44,14 @@ def test_of_many_the_newest_count(clean: Database) -> None:
     assert observations.forget() == 0
 
 
+def test_each_stage_is_forgotten_by_its_own_measure(clean: Database) -> None:
+    of_stage = [replace(PACK, peak=1000 - number) for number in range(KEPT + 2)]
+    observations = noted(clean, WHOLE, *of_stage)
+    assert observations.forget() == 2
+    assert observations.newest("deliver", "pack") == of_stage[2:]
+    assert observations.newest("deliver", None) == [WHOLE]
+
+
 def test_the_largest_is_one_of_a_whole_run_of_the_kind(clean: Database) -> None:
     assert clean.read(lambda connection: largest(connection, "deliver")) == 0
     noted(clean, WHOLE, replace(PACK, peak=80), OTHER)

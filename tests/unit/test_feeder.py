@@ -193,6 +193,21 @@ def test_a_lowered_reservation_makes_room_for_the_next_job(host: WorkerHost) -> 
     until(feeder, lambda: state(host, second) is State.DISPATCHED)
 
 
+def test_a_job_that_leaves_makes_room_at_once(host: WorkerHost) -> None:
+    job_id = host.submit(need=MIB)
+    feeder = started(host, nobody)
+    feeder.round()
+    token = host.slots.read(0).token
+    assert host.ledger.work.claim(job_id, token, f"{os.getpid()}-x", "plan") is not None
+    mine = JobSlot(host.slots, 0, token)
+    mine.begin(0)
+    feeder.holding.look_after_all(draining=False)
+    assert not feeder.holding.room
+    mine.leave(clean=True)
+    feeder.holding.look_after_all(draining=False)
+    assert feeder.holding.room, "else its room is given out at the next poll"
+
+
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=9), ends=st.randoms(use_true_random=False))
 def test_the_budget_is_never_exceeded_except_by_a_job_alone(host: WorkerHost, sizes: list[int], ends: Any) -> None:
