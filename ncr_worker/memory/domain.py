@@ -17,6 +17,7 @@ import psutil
 from ncr_worker.memory.groups import V2, memory_groups
 
 NO_LIMIT = 1 << 60  # cgroup v1 writes "no limit" as a number near 2**63
+_THREADS = 17  # their number's place in /proc/PID/stat, after the name
 PAGE = os.sysconf("SC_PAGE_SIZE")
 CHILDREN_LISTED = Path("/proc/thread-self/children").exists()  # not by every kernel: CONFIG_PROC_CHILDREN
 MEMINFO = (b"\nMemTotal:", b"\nAnonPages:", b"\nShmem:", b"\nSwapTotal:", b"\nSwapFree:")
@@ -106,7 +107,10 @@ def rss_anon(pid: int) -> int:
 def is_ending(pid: int) -> bool:
     """Whether the process has let go of its memory, and the kernel has not taken back all of it yet."""
     status = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-    return bool(status) and status[0] not in (b"Z", b"X") and not rss_anon(pid)
+    if not status or status[0] == b"X" or rss_anon(pid):
+        return False
+    # The other threads of a zombie hold its memory until they have ended too.
+    return status[0] != b"Z" or int(status[_THREADS]) > 1
 
 
 def tree_anon(pid: int) -> int:

@@ -87,6 +87,7 @@ class Fit:
         times = [max(each.seconds, 1e-3) * weight for each, weight in zip(history, weights, strict=True)]
         rows = list(zip(history, peaks, times, strict=True))
         known = [row for row in rows if row[0].input_bytes is not None] or rows
+        self._known_samples, self._known_guesses = len(known), any(row[0].killed for row in known)
         self._only = known[0][1] if known else 0
         self._most = BEYOND * max(peaks, default=0)
         self._flat = self._best = None
@@ -103,28 +104,30 @@ class Fit:
         if failed:
             return self._again(failed, declared)
         choice = self._flat if input_bytes is None else self._best
+        guessed = self.guesses if input_bytes is None else self._known_guesses
         if choice is not None:
-            return self._learned(choice, float(input_bytes or 0))
+            return self._learned(choice, float(input_bytes or 0), guessed)
         if self.samples:
             need, why = int(self._only * (1 + FIRST)) + NOISE, f"the peak of the only job so far, and {FIRST:.0%}"
             if self.samples > 1:
                 why = f"the peak of the only job so far whose input is known, and {FIRST:.0%}"
-            return Prediction(need, "largest", 1.0, FIRST, 1, why, guessed=self.guesses)
+            return Prediction(need, "largest", 1.0, FIRST, 1, why, guessed=guessed)
         return Prediction(declared, "declared", 1.0, 0.0, 0, "as declared: no job of this kind has ended yet")
 
     def outdated(self, news: int, last: Observation) -> bool:
         """Whether a new fit is worth its time. `news`: observations since this one, of which `last` is the last."""
-        if self.guesses or last.killed or news * STALE > self.samples:
+        samples = self.samples if last.input_bytes is None else self._known_samples
+        if self.guesses or last.killed or news * STALE > samples:
             return True
         return last.peak > self.predict(last.input_bytes, 0).need
 
-    def _learned(self, choice: Choice, given: float) -> Prediction:
+    def _learned(self, choice: Choice, given: float, guessed: bool) -> Prediction:
         line = min(choice.factor * choice.curve.at(given), self._most)
         need = int(line * (1 + choice.margin)) + NOISE
         quantile = 1 - choice.rank / choice.samples
         why = f"{choice.curve.name} that holds {quantile:.0%} of {choice.samples} jobs, and {choice.margin:.1%}"
         figures = (quantile, choice.margin, choice.samples)
-        return Prediction(need, choice.curve.name, *figures, why, int(line), self.guesses)
+        return Prediction(need, choice.curve.name, *figures, why, int(line), guessed)
 
     def _again(self, failed: int, declared: int) -> Prediction:
         need = grown(failed, failed, self._seen, declared)

@@ -117,9 +117,11 @@ class Watch:
         reading, at = self._read(), time.monotonic()
         rising = fill_rate(before.rising, reading.anonymous - before.reading.anonymous, at - before.at)
         observed, ending = self._observe()
-        if any(observed.get(token, 0) < used for token, used in before.observed.items()):
-            # What they gave back meanwhile is not the others' either.
-            reading = replace(reading, anonymous=min(reading.anonymous, self._read().anonymous))
+        if given := sum(max(used - observed.get(token, 0), 0) for token, used in before.observed.items()):
+            # What they gave back since the reading is not the others' either. No more than that: what a job gives back
+            # after it was looked at is still counted for it.
+            again = max(self._read().anonymous, reading.anonymous - given)
+            reading = replace(reading, anonymous=min(reading.anonymous, again))
         others = before.reading.anonymous - sum(before.observed.values())
         for token in ending:  # it tells no more what it uses: as much as the others would else be taken to have grown
             left = max(reading.anonymous - others - sum(observed.values()), 0)
@@ -140,7 +142,7 @@ class Watch:
             slot = self.slots.read(index)
             if slot.phase is Phase.RUNNING:
                 used = self.slots.sample(index)
-                if not used and is_ending(slot.pid):
+                if is_ending(slot.pid):  # be it that processes it has started live on
                     ending.append(slot.token)
                 else:
                     found[slot.token] = used

@@ -235,7 +235,7 @@ def _hashing(digests: Sequence[hashlib._Hash], size: int) -> Iterator[Callable[[
         working: deque[Future[None]] = deque()
 
         def update(chunk: bytes) -> None:
-            while len(working) >= BEHIND * len(digests):
+            while len(working) > (BEHIND - 1) * len(digests):
                 working.popleft().result()
             working.extend(thread.submit(digest.update, chunk) for thread, digest in zip(threads, digests, strict=True))
 

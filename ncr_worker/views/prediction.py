@@ -169,14 +169,16 @@ def _words(basis: Basis, sizes: Sequence[int]) -> str:
     if found.line is None:
         known = f" whose {MEASURES[basis.measure]} is known" if basis.measure and basis.fit.samples > 1 else ""
         return f"it is the peak of the only job so far{known}{_margin(found)}"
-    whole = f"the same for all{_margin(found)}: {_enough(basis, by_size=False)}"
+    whole = f"the same for all{_margin(found)}: {_enough(basis, by_size=basis.size is not None and bool(sizes))}"
     if basis.measure is None:
         return f"nothing is known of their input, so it is {whole}"
     measure = MEASURES[basis.measure]
     curve, end = (basis.fit.predict(size, 0) for size in (sizes[0], sizes[-1])) if sizes else (found, found)
-    if curve.base == "flat":
+    if curve.base == "flat" and (basis.size is not None or curve.need == found.need):
         return f"the {measure} tells nothing, so it is {whole}"
-    if curve.base == "neighbours":
+    if curve.base == "flat":
+        how = f"it is the same for all whose {measure} is known"
+    elif curve.base == "neighbours":
         how = f"it is the largest peak of the jobs with the nearest {measure}, times a factor"
     else:
         falls = (end.line or 0) < (curve.line or 0)
@@ -189,7 +191,7 @@ def _besides(basis: Basis) -> str:
     """What the curve does not tell."""
     found, fit = basis.prediction, basis.fit
     text = ""
-    if found.samples and fit.guesses:
+    if found.guessed:
         text += ". Attempts that ran out of memory are taken to have needed twice what they used"
     if found.samples and found.need < fit.predict(basis.size, 0).need:
         text += ". It is no more than the largest worker host has"

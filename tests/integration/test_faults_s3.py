@@ -7,9 +7,11 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from deliveries import STAGES, World, a_world, as_delivered, largest
+from engine import eventually
 from proxy import Proxy, proxy_to
 from small_disk import small_disk
 
@@ -118,6 +120,41 @@ def test_a_body_that_is_not_what_was_planned_is_no_file(world: World, path: Prox
     error = fetch_fails(world, parcel)
     assert isinstance(error, Transient)
     assert error.code == "s3_failed"
+
+
+class Slow:
+    """A digest that is stuck until it `may` go on."""
+
+    def __init__(self) -> None:
+        self.may = threading.Event()
+        self.chunks = 0
+
+    def update(self, _chunk: bytes) -> None:
+        self.may.wait()
+        self.chunks += 1
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_reading_waits_for_a_digest_that_is_two_chunks_behind(others: int) -> None:
+    slow, read = Slow(), 0
+
+    def reading() -> None:
+        nonlocal read
+        with s3_module._hashing([*(hashlib.sha256() for _ in range(others)), cast(Any, slow)], 1 << 40) as update:
+            for _ in range(9):
+                update(b"chunk")
+                read += 1
+
+    thread = threading.Thread(target=reading)
+    thread.start()
+    try:
+        assert eventually(lambda: read >= s3_module.BEHIND)
+        thread.join(0.2)
+        assert (thread.is_alive(), read) == (True, s3_module.BEHIND)
+    finally:
+        slow.may.set()
+        thread.join()
+    assert (read, slow.chunks) == (9, 9)
 
 
 class Weary:

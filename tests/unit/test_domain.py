@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pytest
+from engine import eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +30,7 @@ HOST = Reading(8 * GIB, "host", 1536 * MIB)
 V2 = "sys/fs/cgroup"
 LAYOUTS = sorted((Path(__file__).parent / "layouts").glob("*.toml"))
 NOBODY = 2**22 + 1  # the kernel's highest pid is below
+EXIT = {"x86_64": 60, "aarch64": 93}  # the system call, by machine
 Tree = Callable[..., Domain]
 
 
@@ -201,6 +205,20 @@ def test_what_lives_is_not_ending_and_neither_is_what_is_dead_or_gone() -> None:
         child.communicate()
     assert not is_ending(child.pid)
     assert not is_ending(NOBODY)
+
+
+def test_a_process_whose_first_thread_has_ended_before_the_others_is_ending() -> None:
+    """As a killed one with threads: it is a zombie already, and its other threads hold its memory."""
+    program = "import ctypes, os, threading; threading.Thread(target=os.read, args=(0, 1)).start();"
+    program += f"ctypes.CDLL(None).syscall({EXIT[platform.machine()]}, 0)"  # of this thread alone
+    child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
+    try:
+        assert eventually(lambda: is_ending(child.pid))
+        assert psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE
+    finally:
+        child.kill()
+        child.communicate()
+    assert not is_ending(child.pid)
 
 
 def test_anonymous_memory_is_what_the_kernel_calls_so() -> None:

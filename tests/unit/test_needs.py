@@ -82,6 +82,18 @@ def test_the_first_known_input_does_not_make_the_others_forgotten(database: Data
     assert need(needs, None, 64) >= 900
 
 
+def test_few_jobs_of_known_input_are_learned_from_at_once_among_many_of_unknown(database: Database) -> None:
+    unknown = [replace(one, input_bytes=None, declared=None, peak=900 * MIB) for one in BY_INPUT]
+    told(database, *unknown * 10, replace(BY_INPUT[0], peak=900 * MIB))
+    needs = Needs(database, learned=True)
+    assert need(needs, 100, 64) >= 900
+    for size in range(4):
+        told(database, replace(BY_INPUT[0], input_bytes=(100 + size) * MIB, peak=30 * MIB))
+        need(needs, 100, 64)
+    told(database, *(replace(BY_INPUT[0], input_bytes=(110 + size) * MIB, peak=30 * MIB) for size in range(16)))
+    assert need(needs, 100, 64) < 100
+
+
 def test_what_ended_before_its_input_was_known_is_no_point_of_the_curve(database: Database) -> None:
     told(database, *BY_INPUT, *(replace(one, input_bytes=None, peak=MIB) for one in BY_INPUT[:5]))
     assert 600 <= need(Needs(database, learned=True), 200, 64) < 800
@@ -162,3 +174,10 @@ def test_who_was_taken_in_is_denied_nothing_for_what_was_learned_since(database:
 def test_without_a_host_nothing_is_too_much(database: Database) -> None:
     told(database, KILLED)
     assert need(Needs(database, learned=True), None, 64) > 1200
+
+
+def test_nothing_is_guessed_where_only_attempts_of_unknown_input_were_ended(database: Database) -> None:
+    told(database, *BY_INPUT, replace(KILLED, peak=3200 * MIB))
+    needs = Needs(database, learned=True)
+    assert needs.at_submit("sort", 1, 800 * MIB, 64 * MIB) > 2400 * MIB
+    assert needs.at_submit("sort", 1, None, 64 * MIB) == 64 * MIB

@@ -14,7 +14,7 @@ from ncr_worker.cli.gauge import prediction_view
 from ncr_worker.cli.plot import Axis
 from ncr_worker.memory.needs import Basis
 from ncr_worker.memory.predictor import NOISE, Fit, Observation
-from ncr_worker.pipeline import MIB
+from ncr_worker.pipeline import GIB, MIB
 from ncr_worker.views.explain import MemoryFacts
 from ncr_worker.views.prediction import NeedExplanation, explained
 
@@ -203,3 +203,13 @@ def test_whatever_was_learned_fits_the_terminal(
     assert bool(plot) == bool(given.curve)
     assert len({len(row) for row in plot}) <= 1
     assert all(len(row) + 10 <= max(min(width, 80), 19) for row in plot)
+
+
+def test_jobs_of_unknown_input_do_not_make_the_words_contradict_the_figures() -> None:
+    mixed = [*EVEN, *(replace(one, peak=GIB) for one in BLIND)]
+    known, unknown = found(mixed, size=500 * MIB), found(mixed)
+    assert known.enough_for == 23
+    assert "enough for 23 of 23 that ended" in known.text
+    assert unknown.need_bytes > GIB
+    assert unknown.text.startswith("it is the same for all whose input is known, with ")
+    assert ". As long as the input is not known it is the same for all, with " in unknown.text

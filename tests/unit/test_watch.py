@@ -196,6 +196,39 @@ def test_the_others_do_not_change_while_the_kernel_takes_a_jobs_memory_back(
     assert host.watch.look().charges[0].observed == 0
 
 
+def test_what_a_job_gives_back_after_it_was_looked_at_does_not_make_the_others_smaller(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.job(0, 40, 24)
+    host.job(1, 60, 40)
+    host.used(100)
+    before = host.watch.look()
+    sample, read, reads = host.slots.sample, host.watch._read, 0
+
+    def reading() -> Reading:
+        nonlocal reads
+        reads += 1
+        if reads == 2:
+            host.used(100 - before.charges[1].observed // MIB)
+        return read()
+
+    # A page less of one job is reason enough to read again; by then the other one is gone.
+    monkeypatch.setattr(host.slots, "sample", lambda index: sample(index) - (0 if index else 4096))
+    monkeypatch.setattr(host.watch, "_read", reading)
+    assert host.watch.look().others == pytest.approx(before.others, abs=MIB)
+
+
+def test_the_others_do_not_change_while_a_process_ends_whose_own_processes_live(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = host.job(0, 120, 80)
+    host.used(140)
+    before = host.watch.look()
+    monkeypatch.setattr(watch_module, "is_ending", lambda asked: asked == pid)
+    monkeypatch.setattr(host.slots, "sample", lambda _: 20 * MIB)
+    assert host.watch.look().others == pytest.approx(before.others, abs=MIB)
+
+
 def test_room_is_kept_for_the_child_that_will_follow_one_that_ends(host: Host, children: Children) -> None:
     pid = host.job(0, 40, 8)
     host.watch.child = host.slots.read(0).baseline

@@ -28,9 +28,9 @@ def _on_server(run: Run, path: str) -> str:
 @stage(weight=0.5, local=True, intact=files_intact)
 def prepare(run: Run, parcel: Delivery) -> Delivery:
     """Reach the target before anything is sent: the staging folder and the folders in it."""
-    zip_path(run).unlink(missing_ok=True)  # the validator has judged it: an upload may take long, and disks fill
     server = run.use(sftp_target)
     run.confirm_ownership()
+    zip_path(run).unlink(missing_ok=True)  # the validator has judged it: an upload may take long, and disks fill
     staging = _on_server(run, parcel.staging)
     for folder in sorted({posixpath.dirname(posixpath.join(staging, path)) for path in parcel.manifest} | {staging}):
         server.make_folder(folder)
