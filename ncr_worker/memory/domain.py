@@ -106,8 +106,10 @@ def rss_anon(pid: int) -> int:
 
 def is_ending(pid: int) -> bool:
     """Whether the process has let go of its memory, and the kernel has not taken back all of it yet."""
+    if rss_anon(pid):
+        return False
     status = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-    if not status or status[0] == b"X" or rss_anon(pid):
+    if not status or status[0] == b"X":
         return False
     # The other threads of a zombie hold its memory until they have ended too.
     return status[0] != b"Z" or int(status[_THREADS]) > 1

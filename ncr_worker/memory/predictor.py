@@ -82,19 +82,17 @@ class Fit:
         history, weights = [each for each, _ in told], [weight for _, weight in told]
         # How much more a killed one needed is unknown until another that needed as much has ended: twice, as its retry.
         peaks = [max(2 * each.peak if each.killed else each.peak, 1) for each in history]
-        self.samples = len(history)
-        self.guesses = any(each.killed for each in history)
         times = [max(each.seconds, 1e-3) * weight for each, weight in zip(history, weights, strict=True)]
         rows = list(zip(history, peaks, times, strict=True))
-        known = [row for row in rows if row[0].input_bytes is not None] or rows
-        self._known_samples, self._known_guesses = len(known), any(row[0].killed for row in known)
-        self._only = known[0][1] if known else 0
+        known = [row for row in rows if row[0].input_bytes is not None]
+        self._all = _Judges(rows)
+        self._known = _Judges(known) if 0 < len(known) < len(rows) else self._all
         self._most = BEYOND * max(peaks, default=0)
-        self._flat = self._best = None
-        if len(rows) > 1:
-            self._flat, self._best = _choices(rows)
-        if len(known) < len(rows):
-            self._best = _choices(known)[1] if len(known) > 1 else None
+
+    @property
+    def samples(self) -> int:
+        """Earlier attempts that tell something."""
+        return self._all.samples
 
     def predict(self, input_bytes: int | None, declared: int, failed: int = 0) -> Prediction:
         """`declared`: bytes that the kind asks for, the answer while nothing is known.
@@ -103,23 +101,25 @@ class Fit:
         """
         if failed:
             return self._again(failed, declared)
-        choice = self._flat if input_bytes is None else self._best
-        guessed = self.guesses if input_bytes is None else self._known_guesses
+        judges = self._judges(input_bytes)
+        choice = judges.flat if input_bytes is None else judges.best
         if choice is not None:
-            return self._learned(choice, float(input_bytes or 0), guessed)
-        if self.samples:
-            need, why = int(self._only * (1 + FIRST)) + NOISE, f"the peak of the only job so far, and {FIRST:.0%}"
-            if self.samples > 1:
-                why = f"the peak of the only job so far whose input is known, and {FIRST:.0%}"
-            return Prediction(need, "largest", 1.0, FIRST, 1, why, guessed=guessed)
+            return self._learned(choice, float(input_bytes or 0), judges.guesses)
+        if judges.samples:
+            known = " whose input is known" if self.samples > 1 else ""
+            need = int(judges.first * (1 + FIRST)) + NOISE
+            why = f"the peak of the only job so far{known}, and {FIRST:.0%}"
+            return Prediction(need, "largest", 1.0, FIRST, 1, why, guessed=judges.guesses)
         return Prediction(declared, "declared", 1.0, 0.0, 0, "as declared: no job of this kind has ended yet")
 
     def outdated(self, news: int, last: Observation) -> bool:
         """Whether a new fit is worth its time. `news`: observations since this one, of which `last` is the last."""
-        samples = self.samples if last.input_bytes is None else self._known_samples
-        if self.guesses or last.killed or news * STALE > samples:
+        if self._all.guesses or last.killed or news * STALE > self._judges(last.input_bytes).samples:
             return True
         return last.peak > self.predict(last.input_bytes, 0).need
+
+    def _judges(self, input_bytes: int | None) -> _Judges:
+        return self._all if input_bytes is None else self._known
 
     def _learned(self, choice: Choice, given: float, guessed: bool) -> Prediction:
         line = min(choice.factor * choice.curve.at(given), self._most)
@@ -187,12 +187,23 @@ class Predictor:
         return Fit(own, prior[::-1])
 
 
-def _choices(rows: Sequence[tuple[Observation, int, float]]) -> tuple[Choice, Choice]:
-    """The flat one, and the one that would have cost least. `rows`: each with its peak, bytes, and weighted seconds."""
-    history, peaks, times = zip(*rows, strict=True)
-    found = curves([each.input_bytes for each in history], peaks, [not each.killed for each in history])
-    choices = [_cheapest(curve, peaks, times) for curve in found]
-    return choices[0], min(choices, key=lambda choice: choice.cost)
+class _Judges:
+    """Earlier attempts that a job is judged by. `rows`: each with its peak, bytes, and weighted seconds.
+
+    `flat`, `best`: of more than one, the flat choice and the one that would have cost least. `first`: the first peak.
+    """
+
+    def __init__(self, rows: Sequence[tuple[Observation, int, float]]) -> None:
+        self.samples = len(rows)
+        self.guesses = any(each.killed for each, _, _ in rows)
+        self.first = rows[0][1] if rows else 0
+        self.flat: Choice | None = None
+        self.best: Choice | None = None
+        if len(rows) > 1:
+            history, peaks, times = zip(*rows, strict=True)
+            found = curves([each.input_bytes for each in history], peaks, [not each.killed for each in history])
+            choices = [_cheapest(curve, peaks, times) for curve in found]
+            self.flat, self.best = choices[0], min(choices, key=lambda choice: choice.cost)
 
 
 def _cheapest(curve: Curve, peaks: Sequence[int], times: Sequence[float]) -> Choice:

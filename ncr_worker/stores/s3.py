@@ -232,16 +232,20 @@ def _hashing(digests: Sequence[hashlib._Hash], size: int) -> Iterator[Callable[[
     with ExitStack() as stack:
         # A thread of its own for each digest, or the chunks would come in another order.
         threads = [stack.enter_context(ThreadPoolExecutor(1, "hash")) for _ in digests]
-        working: deque[Future[None]] = deque()
+        working: deque[list[Future[None]]] = deque()  # by chunk
+
+        def wait(most: int) -> None:
+            while len(working) > most:
+                for future in working.popleft():
+                    future.result()
 
         def update(chunk: bytes) -> None:
-            while len(working) > (BEHIND - 1) * len(digests):
-                working.popleft().result()
-            working.extend(thread.submit(digest.update, chunk) for thread, digest in zip(threads, digests, strict=True))
+            wait(BEHIND - 1)
+            pairs = zip(threads, digests, strict=True)
+            working.append([thread.submit(digest.update, chunk) for thread, digest in pairs])
 
         yield update
-        for future in working:
-            future.result()
+        wait(0)
 
 
 def _save(chunks: Iterator[bytes], path: Path, progress: Progress, update: Callable[[bytes], None]) -> int:

@@ -109,16 +109,17 @@ def explained(basis: Basis, version: int, stages: Mapping[str, Prediction]) -> N
     sizes = sorted(one.input_bytes for one in seen if one.input_bytes is not None)
     drawn = found.line is not None and len(set(sizes)) > 1
     typical = median_low(sizes) if drawn else None
+    stayed = _stayed(basis, by_size=basis.size is not None and drawn)
     return NeedExplanation(
         version=version,
         need_bytes=found.need,
-        text=_words(basis, sizes if drawn else ()) + _besides(basis),
+        text=_words(basis, sizes if drawn else (), stayed) + _besides(basis),
         measure=basis.measure,
         size_bytes=basis.size,
         base=found.base,
         jobs=found.samples,
         own=len(basis.fit.own),
-        enough_for=_stayed(basis, by_size=basis.size is not None and drawn),
+        enough_for=stayed,
         margin_percent=round(100 * found.margin, 2),
         margin_bytes=NOISE if found.samples else 0,
         sizes=[] if typical is None else list(_sizes(basis, sizes[0], typical, sizes[-1])),
@@ -160,8 +161,8 @@ def _stayed(basis: Basis, *, by_size: bool) -> int:
     return sum(one.peak <= (fit.predict(one.input_bytes, 0).need if by_size else need) for one in ended)
 
 
-def _words(basis: Basis, sizes: Sequence[int]) -> str:
-    """`sizes`: of earlier jobs, sorted, where they are known and differ."""
+def _words(basis: Basis, sizes: Sequence[int], stayed: int) -> str:
+    """`sizes`: of earlier jobs, sorted, where they are known and differ. `stayed`: jobs it is enough for."""
     found = basis.prediction
     if not found.samples:
         reason = "MEMORY_PREDICTION=declared" if basis.fit.samples else "no job of this kind has ended yet"
@@ -169,21 +170,21 @@ def _words(basis: Basis, sizes: Sequence[int]) -> str:
     if found.line is None:
         known = f" whose {MEASURES[basis.measure]} is known" if basis.measure and basis.fit.samples > 1 else ""
         return f"it is the peak of the only job so far{known}{_margin(found)}"
-    whole = f"the same for all{_margin(found)}: {_enough(basis, by_size=basis.size is not None and bool(sizes))}"
+    whole = f"the same for all{_margin(found)}: {_enough(basis, stayed)}"
     if basis.measure is None:
         return f"nothing is known of their input, so it is {whole}"
     measure = MEASURES[basis.measure]
     curve, end = (basis.fit.predict(size, 0) for size in (sizes[0], sizes[-1])) if sizes else (found, found)
-    if curve.base == "flat" and (basis.size is not None or curve.need == found.need):
-        return f"the {measure} tells nothing, so it is {whole}"
     if curve.base == "flat":
+        if basis.size is not None or curve.need == found.need:
+            return f"the {measure} tells nothing, so it is {whole}"
         how = f"it is the same for all whose {measure} is known"
     elif curve.base == "neighbours":
         how = f"it is the largest peak of the jobs with the nearest {measure}, times a factor"
     else:
         falls = (end.line or 0) < (curve.line or 0)
         how = f"it {'falls as' if falls else 'grows with'} the {measure}{' grows' if falls else ''}, by a line"
-    text = f"{how}{_margin(curve)}: {_enough(basis, by_size=True)}"
+    text = f"{how}{_margin(curve)}: {_enough(basis, _stayed(basis, by_size=True))}"
     return f"{text}. As long as the {measure} is not known it is {whole}" if basis.size is None else text
 
 
@@ -198,9 +199,9 @@ def _besides(basis: Basis) -> str:
     return text
 
 
-def _enough(basis: Basis, *, by_size: bool) -> str:
+def _enough(basis: Basis, stayed: int) -> str:
     ended = sum(not one.killed for one in (*basis.fit.earlier, *basis.fit.own))
-    return f"enough for {_stayed(basis, by_size=by_size)} of {ended} that ended"
+    return f"enough for {stayed} of {ended} that ended"
 
 
 def _margin(found: Prediction) -> str:

@@ -172,11 +172,14 @@ class Weary:
         return ""
 
 
-@pytest.mark.parametrize("large", [True, False], ids=["beside the reading", "within it"])
-def test_a_digest_that_fails_ends_the_fetch_and_leaves_no_thread(
-    world: World, monkeypatch: pytest.MonkeyPatch, *, large: bool
-) -> None:
-    monkeypatch.setattr(s3_module, "LARGE", 0 if large else 1 << 40)
+@pytest.fixture(params=[0, 1 << 40], ids=["beside the reading", "within it"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digests are worked out so."""
+    monkeypatch.setattr(s3_module, "LARGE", request.param)
+
+
+@pytest.mark.usefixtures("either_way")
+def test_a_digest_that_fails_ends_the_fetch_and_leaves_no_thread(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     parcel, run = world.deliver(world.run(), until="plan"), world.run()
     monkeypatch.setattr(s3_module, "hashlib", SimpleNamespace(sha256=Weary, md5=hashlib.md5))
     with pytest.raises(MemoryError, match="no memory for a digest"):
@@ -185,11 +188,8 @@ def test_a_digest_that_fails_ends_the_fetch_and_leaves_no_thread(
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("hash")]
 
 
-@pytest.mark.parametrize("large", [True, False], ids=["beside the reading", "within it"])
-def test_what_is_fetched_has_the_digest_of_its_content(
-    world: World, monkeypatch: pytest.MonkeyPatch, *, large: bool
-) -> None:
-    monkeypatch.setattr(s3_module, "LARGE", 0 if large else 1 << 40)
+@pytest.mark.usefixtures("either_way")
+def test_what_is_fetched_has_the_digest_of_its_content(world: World) -> None:
     parcel = world.deliver(world.run(), until="fetch")
     content = world.names["GLB_files/chair.glb"]
     assert len(content) > 2 * MIB, "more than one chunk"
