@@ -11,6 +11,7 @@ import heapq
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 CREDIT = 60.0  # seconds of a whole host that a tenant who used less may be ahead of the others, and no more
@@ -33,6 +34,9 @@ class Waiting(NamedTuple):
     unknown: bool = False  # no job of its kind has ended yet: the need is what its pipeline declares
 
 
+_age = attrgetter("priority", "number")
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """What a host can take. `free`: bytes left of its budget; `limit`: bytes of the whole host, which a job that
@@ -42,6 +46,11 @@ class Room:
     free: int
     limit: int
     idle: bool = False
+
+    @property
+    def most(self) -> int:
+        """Bytes that the first job to start may need: on an idle host it may have all there is."""
+        return max(self.free, self.limit) if self.idle else self.free
 
 
 @dataclass(slots=True)
@@ -66,8 +75,8 @@ class Round:
 
     @property
     def most(self) -> int:
-        """Bytes that the next job may need: on an idle host the first one may have all there is."""
-        return max(self.free, self.room.limit) if self.room.idle and not self.taken else self.free
+        """Bytes that the next job may need."""
+        return self.free if self.taken else self.room.most
 
     def consider(self, job: Waiting) -> bool:
         """Whether the job starts. Call it in turn, until `done`."""
@@ -103,10 +112,11 @@ class Turns:
         lines: dict[str, list[Waiting]] = defaultdict(list)
         for job in jobs:
             lines[job.tenant].append(job)
-        unknown = (job for line in lines.values() for job in line if job.unknown and job.kind not in probed)
+        unknown = [job for line in lines.values() for job in line if job.unknown and job.kind not in probed]
         # What one of them teaches is worth more than its place in the line.
         self._probes = set({job.kind: job.number for job in sorted(unknown, key=_age, reverse=True)}.values())
-        self._lines = {tenant: deque(sorted(line, key=self._place)) for tenant, line in lines.items()}
+        place = self._place if self._probes else _age  # the same then, at a fifth of the cost
+        self._lines = {tenant: deque(sorted(line, key=place)) for tenant, line in lines.items()}
         self._used = level(used, self._lines, credit)
 
     def __iter__(self) -> Iterator[Waiting]:
@@ -139,7 +149,3 @@ def level(used: Mapping[str, float], tenants: Iterable[str], credit: float) -> d
     found = {tenant: used.get(tenant, 0.0) for tenant in tenants}
     floor = max(found.values(), default=0.0) - credit
     return {tenant: max(amount, floor) for tenant, amount in found.items()}
-
-
-def _age(job: Waiting) -> tuple[int, int]:
-    return job.priority, job.number

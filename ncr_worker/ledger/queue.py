@@ -14,9 +14,10 @@ from ncr_worker.ledger.hosts import LARGEST
 from ncr_worker.ledger.pauses import work_paused
 from ncr_worker.ledger.search import WINDOW, Ahead, Foresee, Place, Search
 from ncr_worker.ledger.tables import job
-from ncr_worker.ledger.transition import dispatch, wind_up
+from ncr_worker.ledger.transition import dispatch, unlocked, wind_up
 from ncr_worker.picking import Room, Round, Waiting
 from ncr_worker.sql import Database, now
+from ncr_worker.sqlite import Executes
 
 __all__ = ["WINDOW", "Offer", "Picked", "Queue"]
 
@@ -87,15 +88,31 @@ class Queue:
         if fresh or ahead is None:
             picked, self._ahead = self.database.transact(lambda connection: self._pick(connection, offer))
             return picked
-        ahead = self._foreseen(ahead)
-        if not (plan := self._plan(None, offer, ahead)).round.taken:
+        ahead, most = self._foreseen(ahead), offer.room.most
+        plan = self._plan(None, offer, ahead) if any(waiting.need <= most for waiting in ahead.jobs) else None
+        if plan is None or not plan.round.taken:
             self._ahead = ahead
             return []
-        batches = any(waiting.batch_id for waiting in plan.round.taken)
-        picked, self._ahead = self.database.transact(
-            lambda connection: self._pick_from(connection, offer, ahead, None if batches else plan)
-        )
+        search, picked = self._carry_out(plan, offer, ahead)
+        # Who was passed is written down at the next look: each write would cost as much as the pick.
+        self._passed.update(search.round.passed)
+        for one in search.round.taken:
+            del self._passed[one.number]
+        self._ahead = self._left(ahead, search)
         return picked
+
+    def _carry_out(self, plan: Search, offer: Offer, ahead: Ahead) -> tuple[Search, list[Picked]]:
+        """What was taken in the end, out of what was read ahead: how many of a batch are out is known by the ledger."""
+        taken = plan.round.taken
+        batches = any(waiting.batch_id for waiting in taken)
+        if len(taken) == 1 and not batches and self.database.dialect == "sqlite":  # as mostly
+            return plan, self.database.transact_unflushed(lambda connection: self._take(connection, taken, offer))
+
+        def work(connection: Connection) -> tuple[Search, list[Picked]]:
+            search = self._plan(connection, offer, ahead) if batches else plan
+            return search, self._take(connection, unlocked(connection, search.round.taken), offer)
+
+        return self.database.transact(work)
 
     def _foreseen(self, ahead: Ahead) -> Ahead:
         if self.foresee is None or time.monotonic() - self._foreseen_at < SERVES:
@@ -113,23 +130,9 @@ class Queue:
         used = self._used(offer, ahead)
         search.go_through(ahead.jobs, used)
         search.go_deeper(ahead, used, self._reached)
-        picked = self._take(connection, search, offer, locked=True)
+        picked = self._take(connection, search.round.taken, offer)
         self._tell_passed(connection, search.round.passed)
         self._note_refused(connection, search)
-        return picked, self._left(ahead, search)
-
-    def _pick_from(
-        self, connection: Connection, offer: Offer, ahead: Ahead, plan: Search | None
-    ) -> tuple[list[Picked], Ahead]:
-        """Who was passed is written down at the next look: each write would cost as much as the pick.
-
-        `plan`: what to take, if that does not depend on how many of a batch are out.
-        """
-        search = plan or self._plan(connection, offer, ahead)
-        picked = self._take(connection, search, offer, locked=False)
-        self._passed.update(search.round.passed)
-        for one in search.round.taken:
-            del self._passed[one.number]
         return picked, self._left(ahead, search)
 
     def _plan(self, connection: Connection | None, offer: Offer, ahead: Ahead) -> Search:
@@ -146,8 +149,8 @@ class Queue:
         added = (ahead.used, self._spent, offer.running)
         return {name: sum(each.get(name, 0.0) for each in added) for name in ahead.tenants}
 
-    def _take(self, connection: Connection, search: Search, offer: Offer, *, locked: bool) -> list[Picked]:
-        dispatched = dispatch(connection, search.round.taken, offer.host, locked=locked)
+    def _take(self, connection: Executes, jobs: Sequence[Waiting], offer: Offer) -> list[Picked]:
+        dispatched = dispatch(connection, jobs, offer.host)
         self._probed |= {waiting.kind for waiting, _ in dispatched if waiting.unknown}
         return [
             Picked(waiting.number, waiting.job_id, waiting.kind, token, waiting.need, waiting.tenant)
@@ -156,18 +159,11 @@ class Queue:
 
     def _left(self, ahead: Ahead, search: Search) -> Ahead:
         """What was not taken, with those counted that have passed it."""
-        round_ = search.round
-        gone = {waiting.number for waiting in round_.taken}
-        return replace(
-            ahead,
-            jobs=tuple(
-                waiting._replace(passed=waiting.passed + round_.passed[waiting.number])
-                if waiting.number in round_.passed
-                else waiting
-                for waiting in ahead.jobs
-                if waiting.number not in gone
-            ),
-        )
+        gone, passed = {waiting.number for waiting in search.round.taken}, search.round.passed
+        jobs = [waiting for waiting in ahead.jobs if waiting.number not in gone]
+        if passed:
+            jobs = [waiting._replace(passed=waiting.passed + passed[waiting.number]) for waiting in jobs]
+        return replace(ahead, jobs=tuple(jobs))
 
     def _tell_passed(self, connection: Connection, passed: Mapping[int, int]) -> None:
         for count in set(passed.values()):

@@ -18,6 +18,7 @@ from ncr_worker.ledger.pauses import work_paused
 from ncr_worker.ledger.tables import checkpoint, event, hold, job
 from ncr_worker.picking import Waiting
 from ncr_worker.sql import now
+from ncr_worker.sqlite import Executes
 
 ON_REQUEST = "cancelled on request"
 
@@ -186,16 +187,21 @@ def outgrow(connection: Connection, number: int, *, actor: str, token: int, used
     lose(connection, number, actor=actor, reason=Reason.OUT_OF_MEMORY, token=token, note=note, error=error, need=need)
 
 
-def dispatch(connection: Connection, jobs: Sequence[Waiting], host: str, *, locked: bool) -> list[tuple[Waiting, int]]:
+def unlocked(connection: Connection, jobs: Sequence[Waiting]) -> Sequence[Waiting]:
+    """Those at which no other host is just now; their rows are locked."""
+    if not jobs or connection.dialect.name == "sqlite":  # it serves one host
+        return jobs
+    numbers = [waiting.number for waiting in jobs]
+    query = select(job.c.number).where(job.c.number.in_(numbers)).order_by(job.c.number)
+    free = set(connection.execute(query.with_for_update(skip_locked=True)).scalars())
+    return [waiting for waiting in jobs if waiting.number in free]
+
+
+def dispatch(connection: Executes, jobs: Sequence[Waiting], host: str) -> list[tuple[Waiting, int]]:
     """Queued jobs are handed to a host: each that is still as it was read, and its new token.
 
-    `locked`: they were read in this very transaction, or no other host can be at them.
+    Only jobs whose rows are locked: it must never wait for another host's pick.
     """
-    if not locked and jobs and connection.dialect.name != "sqlite":  # never wait for another host's pick
-        numbers = [waiting.number for waiting in jobs]
-        query = select(job.c.number).where(job.c.number.in_(numbers)).order_by(job.c.number)
-        free = set(connection.execute(query.with_for_update(skip_locked=True)).scalars())
-        jobs = [waiting for waiting in jobs if waiting.number in free]
     taken = []
     for waiting in jobs:
         token = secrets.randbits(62)
@@ -208,7 +214,7 @@ def dispatch(connection: Connection, jobs: Sequence[Waiting], host: str, *, lock
     return taken
 
 
-def remark(connection: Connection, numbers: Sequence[int], *, actor: str, note: str | None) -> None:
+def remark(connection: Executes, numbers: Sequence[int], *, actor: str, note: str | None) -> None:
     """Write the present state of jobs into their audit trail."""
     if len(numbers) == 1:
         connection.execute(_REMARK_ONE, {"number": numbers[0], "actor": actor, "note": note})

@@ -65,6 +65,9 @@ class Slots:
         phase, token, pid, reserved, peak, order, baseline, asked = values
         return Slot(token, pid, reserved, peak, _PHASES[phase], _ORDERS[order], baseline, asked)
 
+    def any_free(self) -> bool:
+        return any(self.read(index).phase is Phase.FREE for index in range(self.count))
+
     def ring(self) -> None:
         os.eventfd_write(self.bell, 1)
 
@@ -151,10 +154,14 @@ class JobSlot:
         return True
 
     def lower(self, need: int) -> None:
-        """The stage that runs now needs only so much; the reservation never grows this way."""
+        """The stage that runs now needs only so much; the reservation never grows this way.
+
+        Without a free slot nobody could start in what it gives back: main sees it when it has one.
+        """
         if need < self.reserved:
             self._slots.put(self._index, 3, need)
-            self._slots.ring()
+            if self._slots.any_free():
+                self._slots.ring()
 
     def ask(self, need: int) -> bool:
         """Whether main lets the job have `need` bytes. No answer is a no."""

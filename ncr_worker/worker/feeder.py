@@ -7,7 +7,6 @@ host holds, passes on orders, and takes from the ledger what fits.
 from __future__ import annotations
 
 import logging
-import select
 import threading
 import time
 import uuid
@@ -141,9 +140,9 @@ class Feeder:
             self.holding.order(self.ledger.intake.cancelling(self.settings.host), Order.CANCEL)
 
     def _feed(self) -> None:
-        holding, queue, load, now = self.holding, self.ledger.queue, self.watch.load(), time.monotonic()
+        holding, queue, now = self.holding, self.ledger.queue, time.monotonic()
         free, holding.room = holding.free, False
-        if not free or load.in_danger:
+        if not free or (load := self.watch.load()).in_danger:
             return
         fresh = queue.dry or (holding.news and now - self._looked >= SERVES)
         if fresh:
@@ -156,15 +155,10 @@ class Feeder:
 
     # --- waiting and stopping -------------------------------------------------------------------------
     def _wait(self) -> None:
-        """Until a child writes, a child dies, somebody wakes us, or something is due."""
-        poller = select.poll()
-        poller.register(self.slots.bell, select.POLLIN)
-        for pidfd in self.holding.pidfds:
-            poller.register(pidfd, select.POLLIN)
+        """Until something happens, or is due."""
         hungry = self.holding.news and self.holding.free
         due = min(self._next_poll, self._next_beat, self._looked + SERVES if hungry else inf) - time.monotonic()
-        poller.poll(1000 * min(max(due, 0.01), BEGINS if self.holding.sent else POLL))
-        self.slots.hush()
+        self.holding.wait(min(max(due, 0.01), BEGINS if self.holding.sent else POLL))
 
     def _await_empty(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds

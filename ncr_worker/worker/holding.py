@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from ncr_worker.job import Reason, State
@@ -58,6 +59,8 @@ class Holding:
         self.room = self.news = True
         self.publish_cpu = 0.0  # seconds that sending took
         self._mute_until = 0.0  # the broker did not take the last message
+        self._poller = select.poll()
+        self._poller.register(slots.bell, select.POLLIN)
 
     @property
     def free(self) -> list[int]:
@@ -86,9 +89,10 @@ class Holding:
         """Some job was not seen to run yet."""
         return any(held.pidfd is None for held in self.jobs.values())
 
-    @property
-    def pidfds(self) -> Iterator[int]:
-        return (held.pidfd for held in self.jobs.values() if held.pidfd is not None)
+    def wait(self, seconds: float) -> None:
+        """Until a child writes, a child that runs a job dies, or somebody rings."""
+        self._poller.poll(1000 * seconds)
+        self.slots.hush()
 
     def take(self, index: int, job: Picked) -> None:
         self.slots.arm(index, job.token, job.reserved)
@@ -97,8 +101,11 @@ class Holding:
 
     def look_after_all(self, *, draining: bool) -> None:
         now = time.monotonic()
+        ready = {descriptor for descriptor, _ in self._poller.poll(0)}
+        # By slot: a descriptor's number is soon another one's.
+        ended = {index for index, held in self.jobs.items() if held.pidfd in ready}
         for index in list(self.jobs):
-            self._look_after(index, now, draining)
+            self._look_after(index, now, ended, draining)
 
     def order(self, tokens: Collection[int], order: Order) -> None:
         for index, held in list(self.jobs.items()):
@@ -124,7 +131,7 @@ class Holding:
     def _runs(self, index: int) -> bool:
         return self.slots.read(index).phase is Phase.RUNNING
 
-    def _look_after(self, index: int, now: float, draining: bool) -> None:
+    def _look_after(self, index: int, now: float, ended: Collection[int], draining: bool) -> None:
         held, slot = self.jobs[index], self.slots.read(index)
         if slot.phase is Phase.SENT:
             if draining and self._recall(index):
@@ -133,12 +140,12 @@ class Holding:
                 self._inquire(index)
             return
         if held.pidfd is None:
-            held.pidfd = open_pid(slot.pid)
+            held.pidfd = self._watch_over(slot.pid)
         if slot.phase is Phase.LEFT:
             self._release(index)
         elif slot.phase is Phase.LEFT_DIRTY:
             self._lose(index, "its child could not reach the ledger")
-        elif held.pidfd is None or has_ended(held.pidfd):
+        elif held.pidfd is None or index in ended:
             end_group(slot.pid)
             self._lose(index, f"process {slot.pid} died")
         else:
@@ -150,6 +157,12 @@ class Holding:
             if held.ordered_at is not None and now - held.ordered_at > grace:
                 log.warning("job %s did not follow its order: ending process %d", held.job.job_id, slot.pid)
                 end(slot.pid)
+
+    def _watch_over(self, pid: int) -> int | None:
+        pidfd = open_pid(pid)
+        if pidfd is not None:
+            self._poller.register(pidfd, select.POLLIN)
+        return pidfd
 
     def _answer(self, index: int, asked: int) -> None:
         """The stage to come needs more than is reserved: it may have that if it is there."""
@@ -191,6 +204,7 @@ class Holding:
     def _release(self, index: int) -> None:
         held = self.jobs.pop(index)
         if held.pidfd is not None:
+            self._poller.unregister(held.pidfd)
             os.close(held.pidfd)
         self.slots.free(index)
         self.ledger.queue.charge(held.job.tenant, held.byte_seconds)

@@ -233,6 +233,7 @@ def test_a_pick_that_fails_does_not_lose_what_it_had_read(ledger: Ledger, monkey
 
     with monkeypatch.context() as outage:
         outage.setattr(ledger.database, "transact", away)
+        outage.setattr(ledger.database, "transact_unflushed", away)
         with pytest.raises(OSError, match="away"):
             ledger.queue.pick(one(), fresh=False)
     assert ledger.queue.dry, "the next one looks again"

@@ -208,6 +208,30 @@ def test_a_job_that_leaves_makes_room_at_once(host: WorkerHost) -> None:
     assert feeder.holding.room, "else its room is given out at the next poll"
 
 
+def test_a_job_that_begins_as_another_child_ends_is_not_taken_for_dead(host: WorkerHost, children: Children) -> None:
+    """The pid descriptor of the first has just been closed: the second one's has the same number."""
+    jobs = [host.submit(need=MIB) for _ in range(2)]
+    feeder = started(host, nobody)
+    feeder.round()
+    first, second = (JobSlot(host.slots, index, host.slots.read(index).token) for index in range(2))
+
+    def work() -> None:
+        first.begin(0)
+        os.read(gate[0], 1)
+        first.leave(clean=True)
+
+    gate = os.pipe()
+    pid = children.start(work)
+    until(feeder, lambda: feeder.held[0].pidfd is not None)
+    os.write(gate[1], b"x")
+    assert children.wait(pid) == 0
+    second.begin(0)
+    feeder.round()
+    assert (state(host, jobs[1]), list(feeder.held)) == (State.DISPATCHED, [1])
+    for descriptor in gate:
+        os.close(descriptor)
+
+
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=9), ends=st.randoms(use_true_random=False))
 def test_the_budget_is_never_exceeded_except_by_a_job_alone(host: WorkerHost, sizes: list[int], ends: Any) -> None:

@@ -20,6 +20,7 @@ LAYERS = {
     "engine": {"run", "runner", "pipelines", "views"},
     "services": {
         *("ledger", "history", "board", "memory", "stores", "databases", "validator", "outage", "archive", "sql"),
+        "sqlite",
         *("notify", "metrics", "announcer", "group_commit", "batches", "retention", "stuck"),
     },
     "core": {"job", "picking", "growth", "pipeline", "progress", "errors", "settings", "logs", "__init__"},

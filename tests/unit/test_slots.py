@@ -95,7 +95,14 @@ def test_a_reservation_is_lowered_and_never_raised(slots: Slots) -> None:
     assert mine.reserved == 5 * MIB
     mine.lower(2 * MIB)
     assert slots.read(0).reserved == mine.reserved == 2 * MIB
-    assert rings(slots)
+
+
+@pytest.mark.parametrize(("busy", "told"), [(2, True), (3, False)])
+def test_room_is_told_of_where_somebody_could_start_in_it(slots: Slots, busy: int, told: bool) -> None:
+    for index in range(busy):
+        slots.arm(index, index, 5 * MIB)
+    JobSlot(slots, 0, 0).lower(2 * MIB)
+    assert rings(slots) is told
 
 
 def test_the_peak_of_a_child_stays_after_it_has_let_go(slots: Slots, children: Children) -> None:

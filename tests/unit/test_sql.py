@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from engine import Children, eventually
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Column, Connection, Integer, MetaData, Table, select
+from sqlalchemy import Column, Connection, Integer, MetaData, Table, bindparam, select, update
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import OperationalError
 
 from ncr_worker.errors import ConfigError
-from ncr_worker.sql import Database, DatabaseAway, Json, now
+from ncr_worker.sql import Database, DatabaseAway, Json, Note, now
+from ncr_worker.sqlite import Executes
 
-counter = Table("counter", MetaData(), Column("n", Integer, nullable=False), Column("data", Json))
+metadata = MetaData()
+counter = Table(
+    "counter", metadata, Column("n", Integer, nullable=False), Column("data", Json), Column("said", Note(5))
+)
+missing = Table("missing", metadata, Column("n", Integer))
+SAY = update(counter).where(counter.c.n == bindparam("known")).values(said=bindparam("words"), n=counter.c.n + 1)
 
 
 @pytest.fixture
@@ -116,6 +123,50 @@ def test_the_clock_is_the_present_and_goes_on(database: Database) -> None:
     assert second >= first
 
 
+# --- by the driver alone ------------------------------------------------------------------------------
+def say(words: str, known: int = 0) -> Callable[[Executes], int]:
+    """Who says it, how many rows it has changed."""
+    return lambda connection: connection.execute(SAY, {"known": known, "words": words}).rowcount
+
+
+@pytest.mark.parametrize("words", ["hello", "\0 and more", "\ud800"])
+def test_the_driver_alone_writes_what_sqlalchemy_would(database: Database, words: str) -> None:
+    assert database.transact(say(words)) == 1
+    assert database.transact_unflushed(say(words, known=1)) == 1
+    assert database.transact_unflushed(say("nothing", known=1)) == 0, "it is not 1 any more"
+    assert value(database) == 2
+    by_sqlalchemy = database.read(lambda c: c.execute(select(counter.c.said)).scalar_one())
+    assert by_sqlalchemy == Note(5).process_bind_param(words, sqlite.dialect())
+
+
+def test_a_transaction_of_the_driver_alone_that_fails_leaves_nothing(database: Database) -> None:
+    def work(connection: Executes) -> None:
+        say("lost")(connection)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        database.transact_unflushed(work)
+    assert value(database) == 0
+    assert database.transact_unflushed(say("kept")) == 1, "nothing is locked"
+
+
+def test_errors_of_the_driver_are_told_as_everywhere(database: Database, url: str) -> None:
+    with pytest.raises(OperationalError, match="no such table"):
+        database.transact_unflushed(lambda c: c.execute(missing.insert(), {"n": 1}))
+    impatient = Database(url)
+
+    def work(_connection: Connection) -> None:
+        with pytest.raises(DatabaseAway):
+            impatient.transact_unflushed(say("too late"))
+
+    with impatient.engine.connect() as connection:  # it will be the one that the driver uses
+        connection.exec_driver_sql("pragma busy_timeout=10")
+        connection.rollback()
+    database.transact(work)
+    impatient.close()
+
+
+# --- JSON ---------------------------------------------------------------------------------------------
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),
@@ -166,15 +217,17 @@ def test_a_child_forked_in_the_middle_of_a_transaction_can_write(
 
 def test_the_parent_goes_on_after_a_fork(database: Database, children: Children) -> None:
     database.survive_forks()
-    database.transact(add_one)
+    database.transact_unflushed(say("before"))
     assert children.wait(children.start(lambda: None)) == 0
     database.transact(add_one)
-    assert value(database) == 2
+    assert database.transact_unflushed(say("after", known=2)) == 1
+    assert value(database) == 3
 
 
 def test_no_connection_is_open_at_a_fork(database: Database, children: Children) -> None:
     database.survive_forks()
     value(database)
+    database.transact_unflushed(say("hello"))
 
     def work() -> None:
         open_files = {path.resolve().name for path in Path("/proc/self/fd").iterdir()}
