@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from ncr_worker.board import Board
@@ -84,12 +84,19 @@ class ActiveRun:
         current: str | None = None,
     ) -> None:
         self.obey()
-        given = {"files": files, "total_files": total_files, "bytes_done": bytes, "bytes_total": total_bytes}
-        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        if current is not None:
-            changes["current_file"] = current
         with self._lock:
-            self._progress = replace(self._progress, **changes, seconds=time.monotonic() - self._entered)
+            progress = self._progress
+            if files is not None:
+                progress.files = files
+            if total_files is not None:
+                progress.total_files = total_files
+            if bytes is not None:
+                progress.bytes_done = bytes
+            if total_bytes is not None:
+                progress.bytes_total = total_bytes
+            if current is not None:
+                progress.current_file = current
+            progress.seconds = time.monotonic() - self._entered
             due = time.monotonic() - self._shown >= SHOW_EVERY
             if due:
                 self._shown = time.monotonic()

@@ -192,7 +192,7 @@ class Settings(BaseSettings):
     s3_bucket: str = Field("", description="Bucket that holds the files of the jobs")
     s3_access_key_id: SecretStr = Field(SecretStr(""), description="S3 access key id")
     s3_secret_access_key: SecretStr = Field(SecretStr(""), description="S3 secret key")
-    s3_parallel: int = Field(4, gt=0, description="Objects that one job fetches at once")
+    s3_parallel: int = Field(8, gt=0, description="Objects that one job fetches at once")
 
     # --- Validator -----------------------------------------------------------------------------------
     validator_url: str = Field("", description="Validator; the zip is posted to VALIDATOR_URL/{sku}")

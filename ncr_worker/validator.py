@@ -29,6 +29,8 @@ UNAVAILABLE = "validator_unavailable"
 """Code of all errors that say nothing about the zip: the validator did not answer, or said `not now`."""
 LARGEST_ANSWER = 4 * 1024 * 1024
 CONNECT_TIMEOUT = 10.0
+PIECE = 256 * 1024
+"""Bytes of the zip that are sent before the next look whether the job is to stop."""
 
 
 class Verdict(BaseModel):
@@ -113,14 +115,14 @@ class Validator:
 
 
 class _Watched(FileIO):
-    """A file whose reads are counted."""
+    """A file whose reads are counted. They are larger than asked for: httpx takes 64 KiB at a time, and long for each."""
 
     def __init__(self, path: Path, progress: Progress) -> None:
         super().__init__(path)
         self._progress = progress
 
     def read(self, size: int | None = -1) -> bytes:
-        chunk = super().read(-1 if size is None else size)
+        chunk = super().read(-1 if size is None else max(size, PIECE))
         self._progress(len(chunk))
         return chunk
 
