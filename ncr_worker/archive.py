@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from isal import isal_zlib
 
@@ -101,10 +101,12 @@ def _entry(name: str, path: Path) -> zipfile.ZipInfo:
 def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, blocks: Iterable[_Block], progress: Progress) -> None:
     expected = entry.file_size
     with archive.open(entry, "w") as sink:
-        deflated = _Deflated(sink) if entry.compress_type == zipfile.ZIP_DEFLATED else None
+        deflated = _Deflated()
+        if entry.compress_type == zipfile.ZIP_DEFLATED:
+            cast(Any, sink)._compressor = deflated
         for block in blocks:
-            if deflated and block.deflated:
-                deflated.write(block.content, block.deflated.result())
+            if block.deflated:
+                deflated.write(sink, block.content, block.deflated.result())
             else:
                 sink.write(block.content)
             progress(len(block.content))
@@ -113,25 +115,24 @@ def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, blocks: Iterable[_B
 
 
 class _Deflated:
-    """Takes the compressor's place in zipfile, and gives out what threads have made.
+    """Takes the compressor's place in zipfile, and gives out what a thread has made: each piece once.
 
     zipfile has no official way to choose a compressor, or who works out the CRC-32, which takes zlib six times as long;
     the attributes are the same in Python 3.11 to 3.14.
     """
 
-    def __init__(self, sink: IO[bytes]) -> None:
-        self._sink = cast(Any, sink)
-        self._sink._compressor = self
+    def __init__(self) -> None:
         self._next = b""
 
-    def write(self, content: bytes, deflated: bytes) -> None:
-        self._sink._file_size += len(content)
-        self._sink._crc = isal_zlib.crc32(content, self._sink._crc)
+    def write(self, sink: Any, content: bytes, deflated: bytes) -> None:
+        sink._file_size += len(content)
+        sink._crc = isal_zlib.crc32(content, sink._crc)
         self._next = deflated
-        self._sink.write(b"")
+        sink.write(b"")
 
     def compress(self, _content: bytes) -> bytes:
-        return self._next
+        piece, self._next = self._next, b""
+        return piece
 
     def flush(self) -> bytes:
         return _LAST

@@ -115,7 +115,7 @@ class Validator:
 
 
 class _Watched(FileIO):
-    """A file whose reads are counted. They are larger than asked for: httpx takes 64 KiB at a time, and long for each."""
+    """A file whose reads are counted. They are larger than asked for: httpx takes 64 KiB at once, and long for each."""
 
     def __init__(self, path: Path, progress: Progress) -> None:
         super().__init__(path)
