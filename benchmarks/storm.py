@@ -208,8 +208,9 @@ def run(folder: Path, scale: Scale, say: Console) -> Verdict:
             feeder_cpu_ms_per_job=round(1000 * feeding / scale.jobs, 3),
         )
         say.print(told(host, trail, seconds, killer.deaths, peak.bytes))
-        for stray in trail.strays[:10]:
-            say.print(stray, markup=False)
+        exceeded = [line for line in host.worker.tail(100_000) if "more is charged" in line]
+        for line in (*trail.strays[:10], *exceeded[:10]):
+            say.print(line, markup=False)
     return verdict
 
 

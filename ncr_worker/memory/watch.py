@@ -47,6 +47,7 @@ class Watch:
         self._told: dict[int, float] = {}  # token -> when it was told to leave
         self._killed: set[int] = set()  # tokens
         self._sample: _Sample | None = None  # the last one
+        self._exceeding = False  # at the last look
         self._interval = 0.0
         self.child = 0
         """Bytes of a pool child that has loaded its libraries: as much is kept free for each that has not yet."""
@@ -91,7 +92,7 @@ class Watch:
 
     def look(self) -> Load:
         """Take a sample; tell jobs to leave, and end them, where that is needed."""
-        self._sample = self._take_sample()
+        before, self._sample = self._sample, self._take_sample()
         load, now = self.load(), time.monotonic()
         self._forget({charge.token for charge in load.charges})
         for charge in load.charges:
@@ -105,6 +106,9 @@ class Watch:
             if charge.pid and now - self._told.get(charge.token, now) > GRACE:
                 self._end(charge, f"it did not leave within {GRACE:g} s")
         load = self.load()
+        if load.exceeded and not self._exceeding:
+            log.warning("more is charged than may be: %s; the sample before it was %s", load, before)
+        self._exceeding = load.exceeded
         self.exceeded += load.exceeded
         return load
 

@@ -327,7 +327,9 @@ def test_the_next_job_in_a_slot_is_not_taken_for_the_one_that_was_told_to_leave(
     assert host.watch.ended == 0
 
 
-def test_more_charged_than_may_be_is_counted_while_nobody_can_be_told(host: Host) -> None:
+def test_more_charged_than_may_be_is_counted_while_nobody_can_be_told(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
     host.job(0, 80, 4)
     host.job(1, 70, 4)
     host.watch.look()
@@ -337,6 +339,7 @@ def test_more_charged_than_may_be_is_counted_while_nobody_can_be_told(host: Host
         assert host.watch.look().exceeded
     assert host.watch.exceeded == 2
     assert host.orders() == [Order.NONE] * 4
+    assert caplog.text.count("more is charged than may be") == 1, "with all figures, and not at each look"
 
 
 # --- near the limit -----------------------------------------------------------------------------------
