@@ -182,7 +182,7 @@ class Database:
                 self._direct = direct = self._direct or Direct(self.engine)
                 with direct.transaction():
                     return work(direct)
-        except sqlite3.Error:
+        except (sqlite3.Error, SQLAlchemyError):  # the latter: none could be opened
             self._close_direct()
             return self.transact(work)  # which knows when to be patient, and what to say
 

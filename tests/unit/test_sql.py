@@ -5,18 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from engine import Children, eventually
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Column, Connection, Integer, MetaData, Table, bindparam, select, update
+from sqlalchemy import Column, Connection, Integer, MetaData, Table, bindparam, event, select, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import OperationalError
 
 from ncr_worker.errors import ConfigError
-from ncr_worker.sql import Database, DatabaseAway, Json, Note, now
+from ncr_worker.sql import OVERFLOW, Database, DatabaseAway, Json, Note, now
 from ncr_worker.sqlite import Executes
 
 metadata = MetaData()
@@ -159,11 +160,20 @@ def test_errors_of_the_driver_are_told_as_everywhere(database: Database, url: st
         with pytest.raises(DatabaseAway):
             impatient.transact_unflushed(say("too late"))
 
-    with impatient.engine.connect() as connection:  # it will be the one that the driver uses
-        connection.exec_driver_sql("pragma busy_timeout=10")
-        connection.rollback()
+    event.listen(impatient.engine, "connect", lambda opened, _record: opened.execute("pragma busy_timeout=10"))
     database.transact(work)
     impatient.close()
+
+
+def test_no_connection_left_for_it_is_told_as_everywhere(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = Database(url, pool_size=1)
+    monkeypatch.setattr(database.engine.pool, "_timeout", 0.01)
+    with ExitStack() as others:
+        for _ in range(1 + OVERFLOW):
+            others.enter_context(database.engine.connect())
+        with pytest.raises(DatabaseAway, match="DB_POOL_SIZE"):
+            database.transact_unflushed(say("nobody hears it"))
+    database.close()
 
 
 # --- JSON ---------------------------------------------------------------------------------------------
