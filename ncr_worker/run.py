@@ -85,7 +85,7 @@ class ActiveRun:
     ) -> None:
         self.obey()
         with self._lock:
-            progress = self._progress
+            progress, now = self._progress, time.monotonic()
             if files is not None:
                 progress.files = files
             if total_files is not None:
@@ -96,10 +96,10 @@ class ActiveRun:
                 progress.bytes_total = total_bytes
             if current is not None:
                 progress.current_file = current
-            progress.seconds = time.monotonic() - self._entered
-            due = time.monotonic() - self._shown >= SHOW_EVERY
+            progress.seconds = now - self._entered
+            due = now - self._shown >= SHOW_EVERY
             if due:
-                self._shown = time.monotonic()
+                self._shown = now
         if due:
             self.show(State.RUNNING)
 

@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -178,7 +178,7 @@ class Database:
         A power cut may undo it, but nothing is left then of what `transact` has committed after it.
         """
         try:
-            with self._lock or self._writer or nullcontext():
+            with self._turn(read=False):
                 self._direct = direct = self._direct or Direct(self.engine)
                 with direct.transaction():
                     return work(direct)
@@ -220,11 +220,11 @@ class Database:
             pause = min(pause * 2, 1.0)
 
     def _once(self, work: Callable[[Connection], T], *, read: bool) -> T:
-        lock = self._lock or (None if read else self._writer)
-        if lock is None:
+        with self._turn(read=read):
             return self._run(work, read)
-        with lock:
-            return self._run(work, read)
+
+    def _turn(self, *, read: bool) -> AbstractContextManager[Any]:
+        return self._lock or (None if read else self._writer) or nullcontext()
 
     def _run(self, work: Callable[[Connection], T], read: bool) -> T:
         with self.engine.connect() as connection:

@@ -44,13 +44,9 @@ class Direct:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        self._connection.execute("begin immediate")
-        try:
+        with self._connection:  # which commits, or rolls back
+            self._connection.execute("begin immediate")
             yield
-        except BaseException:
-            self._connection.rollback()
-            raise
-        self._connection.commit()
 
     def execute(self, statement: Executable, parameters: Mapping[str, Any], /) -> sqlite3.Cursor:
         prepared = self._prepared.get(statement) or self._prepare(statement)

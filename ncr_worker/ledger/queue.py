@@ -162,7 +162,9 @@ class Queue:
         gone, passed = {waiting.number for waiting in search.round.taken}, search.round.passed
         jobs = [waiting for waiting in ahead.jobs if waiting.number not in gone]
         if passed:
-            jobs = [waiting._replace(passed=waiting.passed + passed[waiting.number]) for waiting in jobs]
+            jobs = [
+                one._replace(passed=one.passed + passed[one.number]) if one.number in passed else one for one in jobs
+            ]
         return replace(ahead, jobs=tuple(jobs))
 
     def _tell_passed(self, connection: Connection, passed: Mapping[int, int]) -> None:

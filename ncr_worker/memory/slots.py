@@ -19,6 +19,7 @@ from ncr_worker.memory.domain import tree_anon
 # written last: what a child wrote before it is then there too.
 _SLOT = struct.Struct("=8q")
 _FIELD = struct.Struct("=q")
+_PHASE, _TOKEN, _PID, _RESERVED, _PEAK, _ORDER, _BASELINE, _ASKED = range(8)
 PATIENCE = 1.0  # seconds that a child waits for the answer to a wish for more memory
 
 
@@ -67,7 +68,7 @@ class Slots:
         return Slot(token, pid, reserved, peak, _PHASES[phase], _ORDERS[order], baseline, asked)
 
     def any_free(self) -> bool:
-        return any(self.read(index).phase is Phase.FREE for index in range(self.count))
+        return any(self.get(index, _PHASE) == Phase.FREE for index in range(self.count))
 
     def ring(self) -> None:
         os.eventfd_write(self.bell, 1)
@@ -86,20 +87,20 @@ class Slots:
         self._write(index, Slot(0, 0, 0, 0, Phase.FREE, Order.NONE, 0))
 
     def order(self, index: int, order: Order) -> None:
-        self.put(index, 5, order)
+        self.put(index, _ORDER, order)
 
     def sample(self, index: int) -> int:
         """Anonymous bytes that the running job uses now, with all processes it has started; its peak is kept."""
         slot = self.read(index)
         used = max(tree_anon(slot.pid) - slot.baseline, 0)
-        if used > slot.peak and self.read(index).token == slot.token:
-            self.put(index, 4, used)
+        if used > slot.peak and self.get(index, _TOKEN) == slot.token:
+            self.put(index, _PEAK, used)
         return used
 
     def answer(self, index: int, reserved: int) -> None:
         """What a child that asked for more has reserved from now on; as much as before: no."""
-        self.put(index, 3, reserved)
-        self.put(index, 7, 0)
+        self.put(index, _RESERVED, reserved)
+        self.put(index, _ASKED, 0)
 
     def _write(self, index: int, slot: Slot) -> None:
         values = (slot.phase, slot.token, slot.pid, slot.reserved, slot.peak, slot.order, slot.baseline, slot.asked)
@@ -123,28 +124,28 @@ class JobSlot:
 
     @property
     def reserved(self) -> int:
-        return self._slots.read(self._index).reserved
+        return self._slots.get(self._index, _RESERVED)
 
     @property
     def peak(self) -> int:
         self._slots.sample(self._index)
-        return self._slots.read(self._index).peak
+        return self._slots.get(self._index, _PEAK)
 
     def forget_peak(self) -> None:
         """From now on it is measured anew."""
-        self._slots.put(self._index, 4, 0)
+        self._slots.put(self._index, _PEAK, 0)
 
     @property
     def baseline(self) -> int:
-        return self._slots.read(self._index).baseline
+        return self._slots.get(self._index, _BASELINE)
 
     @property
     def order(self) -> Order:
-        return _ORDERS[self._slots.get(self._index, 5)]  # asked for at each step: a third of the cost of a read
+        return _ORDERS[self._slots.get(self._index, _ORDER)]  # asked for at each step: a third of the cost of a read
 
     @property
     def mine(self) -> bool:
-        return self._slots.read(self._index).token == self._token
+        return self._slots.get(self._index, _TOKEN) == self._token
 
     def begin(self, baseline: int) -> bool:
         """This process runs the job. `baseline`: its anonymous bytes before the job. Main need not be told at once.
@@ -153,9 +154,9 @@ class JobSlot:
         """
         if not self.mine:
             return False
-        self._slots.put(self._index, 2, os.getpid())
-        self._slots.put(self._index, 6, baseline)
-        self._slots.put(self._index, 0, Phase.RUNNING)
+        self._slots.put(self._index, _PID, os.getpid())
+        self._slots.put(self._index, _BASELINE, baseline)
+        self._slots.put(self._index, _PHASE, Phase.RUNNING)
         return True
 
     def lower(self, need: int) -> None:
@@ -164,21 +165,21 @@ class JobSlot:
         Without a free slot nobody could start in what it gives back: main sees it when it has one.
         """
         if need < self.reserved:
-            self._slots.put(self._index, 3, need)
+            self._slots.put(self._index, _RESERVED, need)
             if self._slots.any_free():
                 self._slots.ring()
 
     def ask(self, need: int) -> bool:
         """Whether main lets the job have `need` bytes. No answer is a no."""
-        self._slots.put(self._index, 7, need)
+        self._slots.put(self._index, _ASKED, need)
         self._slots.ring()
         deadline = time.monotonic() + PATIENCE
-        while self._slots.read(self._index).asked and time.monotonic() < deadline:
+        while self._slots.get(self._index, _ASKED) and time.monotonic() < deadline:
             time.sleep(0.002)
-        self._slots.put(self._index, 7, 0)
+        self._slots.put(self._index, _ASKED, 0)
         return self.reserved >= need
 
     def leave(self, *, clean: bool) -> None:
         if self.mine:
-            self._slots.put(self._index, 0, Phase.LEFT if clean else Phase.LEFT_DIRTY)
+            self._slots.put(self._index, _PHASE, Phase.LEFT if clean else Phase.LEFT_DIRTY)
             self._slots.ring()

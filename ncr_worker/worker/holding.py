@@ -180,7 +180,7 @@ class Holding:
             self._release(index)
         elif found[0] is State.DISPATCHED:
             self._send(index)
-        elif (fd := open_pid(pid_of(found[1]))) is None or has_ended(fd, close=True):
+        elif has_ended(pid_of(found[1])):
             self._lose(index, "the child died as it took the job")
 
     def _recall(self, index: int) -> bool:

@@ -19,10 +19,13 @@ def open_pid(pid: int) -> int | None:
         return None
 
 
-def has_ended(fd: int, *, close: bool = False) -> bool:
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or a zombie."""
+    pidfd = open_pid(pid)
+    if pidfd is None:
+        return True
     poller = select.poll()
-    poller.register(fd, select.POLLIN)
+    poller.register(pidfd, select.POLLIN)
     ended = bool(poller.poll(0))
-    if close:
-        os.close(fd)
+    os.close(pidfd)
     return ended

@@ -37,7 +37,7 @@ from ncr_worker.memory.needs import Needs
 from ncr_worker.memory.slots import Order, Phase
 from ncr_worker.pipeline import GIB, MIB, Pipeline
 from ncr_worker.worker.feeder import Feeder
-from ncr_worker.worker.processes import has_ended, open_pid
+from ncr_worker.worker.processes import has_ended
 
 LIAR = 64  # MiB that a liar uses
 
@@ -298,11 +298,6 @@ def pids_in(names: Path) -> list[int]:
     return [int(each) for each in names.read_text().split()]
 
 
-def is_over(pid: int) -> bool:
-    descriptor = open_pid(pid)
-    return descriptor is None or has_ended(descriptor, close=True)
-
-
 def test_a_child_that_dies_takes_all_of_its_group_with_it(host: WorkerHost, children: Children, tmp_path: Path) -> None:
     names = tmp_path / "names"
     job_id = host.submit(need=10 * MIB)
@@ -312,4 +307,4 @@ def test_a_child_that_dies_takes_all_of_its_group_with_it(host: WorkerHost, chil
     until(feeder, lambda: feeder.held[0].pidfd is not None)
     children.kill(host.slots.read(0).pid)
     until(feeder, lambda: job_of(host, job_id).reason == Reason.WORKER_LOST)
-    assert eventually(lambda: all(is_over(pid) for pid in family))
+    assert eventually(lambda: all(has_ended(pid) for pid in family))

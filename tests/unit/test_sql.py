@@ -126,7 +126,7 @@ def test_the_clock_is_the_present_and_goes_on(database: Database) -> None:
 
 # --- by the driver alone ------------------------------------------------------------------------------
 def say(words: str, known: int = 0) -> Callable[[Executes], int]:
-    """Who says it, how many rows it has changed."""
+    """Work that writes it, and tells how many rows it has changed."""
     return lambda connection: connection.execute(SAY, {"known": known, "words": words}).rowcount
 
 

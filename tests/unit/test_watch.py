@@ -18,7 +18,7 @@ from ncr_worker.memory.domain import Domain, Reading, rss_anon, tree_anon
 from ncr_worker.memory.slots import JobSlot, Order, Phase, Slots
 from ncr_worker.memory.watch import Watch, end, end_group
 from ncr_worker.pipeline import GIB, MIB
-from ncr_worker.worker.processes import has_ended, open_pid
+from ncr_worker.worker.processes import has_ended
 
 GRACE = 0.3
 
@@ -65,7 +65,7 @@ class Host:
 
     def look_until_ended(self, pid: int) -> None:
         deadline = time.monotonic() + 10
-        while not is_over(pid):
+        while not has_ended(pid):
             assert time.monotonic() < deadline, "it was not ended"
             self.watch.look()
 
@@ -85,14 +85,9 @@ def obedient(mine: JobSlot) -> None:
     mine.leave(clean=True)
 
 
-def is_over(pid: int) -> bool:
-    descriptor = open_pid(pid)
-    return descriptor is None or has_ended(descriptor, close=True)
-
-
 def ended(pid: int) -> None:
     end(pid)
-    assert eventually(lambda: is_over(pid))
+    assert eventually(lambda: has_ended(pid))
 
 
 @pytest.fixture
@@ -306,11 +301,11 @@ def test_who_does_not_leave_is_ended_after_the_grace_with_all_it_has_started(hos
     host.look_until_ended(pid)
     assert time.monotonic() - begun >= GRACE
     assert children.wait(pid) == -9
-    assert eventually(lambda: all(is_over(each) for each in family))
+    assert eventually(lambda: all(has_ended(each) for each in family))
     assert host.watch.ended == 1
     host.watch.look()
     assert host.watch.ended == 1, "it is ended once"
-    assert not is_over(honest)
+    assert not has_ended(honest)
     assert host.slots.read(0).order is Order.OUTGROWN
 
 
@@ -347,7 +342,7 @@ def test_a_job_alone_may_have_all_below_the_danger_line(host: Host) -> None:
     pid = host.job(0, 8, 60)
     host.used(170)
     host.watch.look()
-    assert not is_over(pid)
+    assert not has_ended(pid)
     assert host.orders()[0] is Order.NONE
 
 
