@@ -120,13 +120,14 @@ class Packing:
             self.machine.memory - sum(self._had.values()),
             self.machine.memory,
             idle=not self._had,
+            held=list(self._had.values()),
         )
         if not room.slots:
             return []
         turn = Round(room, self.machine.overtake_limit)
         self._offer(turn, [self._candidate(number) for number in self._waiting[:WINDOW]])
         for number in self._waiting[WINDOW:]:
-            if turn.done:
+            if turn.done or turn.barrier:
                 break
             candidate = self._candidate(number)
             if candidate.need <= turn.most:

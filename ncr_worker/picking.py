@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import NamedTuple
 
 CREDIT = 60.0  # seconds of a whole host that a tenant who used less may be ahead of the others, and no more
 TYPICAL = 1.0  # seconds that a job is taken to last until it is known: what starts at once is shared out too
+STEADY = 0.01  # of the limit: by less, what is free may change without a job's doing
+STEPS = 8192  # of the limit: as finely it is told what may come free
 
 
 class Waiting(NamedTuple):
-    """A queued job as the policy sees it. `need`: bytes. `passed`: jobs that overtook it while it did not fit."""
+    """A queued job as the policy sees it. `need`: bytes. `passed`: jobs that overtook it at its cost."""
 
     number: int
     job_id: str
@@ -40,17 +42,42 @@ _age = attrgetter("priority", "number")
 @dataclass(frozen=True, slots=True)
 class Room:
     """What a host can take. `free`: bytes left of its budget; `limit`: bytes of the whole host, which a job that
-    runs alone may use; `idle`: nothing runs there now."""
+    runs alone may use; `idle`: nothing runs there now; `held`: bytes that each job holds that runs there."""
 
     slots: int
     free: int
     limit: int
     idle: bool = False
+    held: Sequence[int] = ()
 
     @property
     def most(self) -> int:
         """Bytes that the first job to start may need: on an idle host it may have all there is."""
         return max(self.free, self.limit) if self.idle else self.free
+
+
+class Releases:
+    """What may come free when jobs end, whichever they are: every sum of their bytes, as bits of a number."""
+
+    def __init__(self, sizes: Iterable[int], limit: int) -> None:
+        self.whole = 0  # bytes, of all of them
+        self._unit = max(limit // STEPS, 1)
+        self._sums = 1
+        self._rounded = 0  # bytes by which a sum may be larger than its bit says
+        for size in sizes:
+            self.add(size)
+
+    def add(self, size: int) -> None:
+        steps, rest = divmod(size, self._unit)
+        self._sums |= self._sums << steps
+        self._rounded += rest
+        self.whole += size
+
+    def any(self, least: int, below: int) -> bool:
+        """Whether some of the jobs leave so much: bytes, `least` <= sum < `below`."""
+        first = max((least - self._rounded) // self._unit, 0)
+        width = (below - 1) // self._unit - first + 1
+        return width > 0 and bool(self._sums >> first & ((1 << width) - 1))
 
 
 @dataclass(slots=True)
@@ -63,15 +90,17 @@ class Round:
     taken: list[Waiting] = field(default_factory=list)
     refused: dict[int, Waiting] = field(default_factory=dict)  # they wait for memory
     too_big: dict[int, Waiting] = field(default_factory=dict)  # for a larger host: none here is in their way
-    passed: Counter[int] = field(default_factory=Counter)  # of the refused: jobs that passed them in this round
+    passed: Counter[int] = field(default_factory=Counter)  # jobs that passed one at its cost in this round
     barrier: bool = False  # a job that waits for memory has been passed often enough
+    _waiting: list[Waiting] = field(default_factory=list, init=False)  # who must not be passed too often
+    _releases: Releases | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.free = self.room.free
 
     @property
     def done(self) -> bool:
-        return self.barrier or len(self.taken) >= self.room.slots
+        return len(self.taken) >= self.room.slots
 
     @property
     def most(self) -> int:
@@ -84,15 +113,40 @@ class Round:
             self.too_big[job.number] = job
         elif job.need > self.most:
             self.refused[job.number] = job
-            self.barrier |= job.passed >= self.overtake_limit
+            self._waiting.append(job)
+            self.barrier |= self._tired(job)
         else:
-            self.taken.append(job)
-            self.free -= job.need
-            for number, waiting in self.refused.items():
-                self.passed[number] += 1
-                self.barrier |= waiting.passed + self.passed[number] >= self.overtake_limit
-            return True
+            return self._start(job)
         return False
+
+    def _start(self, job: Waiting) -> bool:
+        """Not where a job that was passed often enough would wait the longer for it."""
+        delayed = [waiting for waiting in self._waiting if self._delays(job, waiting)]
+        if any(map(self._tired, delayed)):
+            self._waiting.append(job)  # it has to wait for that one
+            return False
+        self.taken.append(job)
+        self.free -= job.need
+        if self._releases:
+            self._releases.add(job.need)
+        for waiting in delayed:
+            self.passed[waiting.number] += 1
+            self.barrier |= self._tired(waiting)
+        return True
+
+    def _tired(self, waiting: Waiting) -> bool:
+        return waiting.passed + self.passed[waiting.number] >= self.overtake_limit
+
+    def _delays(self, job: Waiting, waiting: Waiting) -> bool:
+        """Whether there are jobs here whose end would let `waiting` start, but not beside `job`.
+
+        Nobody knows which will end first, so all are tried. One for which all of them together are not enough waits for
+        something else to come free: for how much is not known.
+        """
+        if self._releases is None:
+            self._releases = Releases([*self.room.held, *(taken.need for taken in self.taken)], self.room.limit)
+        lacks, slack = waiting.need - self.free, int(self.room.limit * STEADY)
+        return lacks > self._releases.whole or self._releases.any(lacks - slack, lacks + job.need + slack)
 
 
 class Turns:
@@ -113,7 +167,7 @@ class Turns:
         for job in jobs:
             lines[job.tenant].append(job)
         unknown = [job for line in lines.values() for job in line if job.unknown and job.kind not in probed]
-        # What one of them teaches is worth more than its place in the line.
+        # What one of them teaches is worth more than its place in the line; the cheapest goes first.
         self._probes = set({job.kind: job.number for job in sorted(unknown, key=_age, reverse=True)}.values())
         place = self._place if self._probes else _age  # the same then, at a fifth of the cost
         self._lines = {tenant: deque(sorted(line, key=place)) for tenant, line in lines.items()}
@@ -131,11 +185,12 @@ class Turns:
             else:
                 heapq.heappop(heap)
 
-    def _turn(self, tenant: str, first: Waiting) -> tuple[int, float, tuple[int, bool, int]]:
+    def _turn(self, tenant: str, first: Waiting) -> tuple[int, float, tuple[int, bool, int, int]]:
         return min(first.priority, 0), self._used[tenant], self._place(first)
 
-    def _place(self, job: Waiting) -> tuple[int, bool, int]:
-        return job.priority, job.number not in self._probes, job.number
+    def _place(self, job: Waiting) -> tuple[int, bool, int, int]:
+        probe = job.number in self._probes
+        return job.priority, not probe, job.need if probe else 0, job.number
 
     def charge(self, job: Waiting) -> None:
         self._used[job.tenant] += job.need * TYPICAL

@@ -88,9 +88,17 @@ def figures(**changes: Any) -> HostFigures:
     return HostFigures(**usual | {"others": 0, "reserved": 0, "observed": 0, "slots": 4, "running": 0} | changes)
 
 
-def offer(host: str = "h1", *, slots: int = 4, free: int = 800, idle: bool = False, limit: int = 1000) -> Offer:
-    """`free` and `limit` in MiB."""
-    return Offer(host, slots, free * MIB, idle, limit * MIB)
+def offer(
+    host: str = "h1",
+    *,
+    slots: int = 4,
+    free: int = 800,
+    idle: bool = False,
+    limit: int = 1000,
+    held: Sequence[int] = (),
+) -> Offer:
+    """`free`, `limit` and `held` in MiB."""
+    return Offer(host, slots, free * MIB, idle, limit * MIB, held=[size * MIB for size in held])
 
 
 def submit(ledger: Ledger, **changes: Any) -> str:

@@ -26,7 +26,8 @@ SERVES = 0.2  # seconds for which what was read ahead serves, when there is news
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a host can take: see picking.Room. `running`: byte-seconds of what runs there, so far, by tenant."""
+    """What a host can take, and what its jobs hold: see picking.Room. `running`: byte-seconds of what runs there, so
+    far, by tenant."""
 
     host: str
     slots: int
@@ -35,10 +36,11 @@ class Offer:
     limit: int
     kinds: tuple[str, ...] | None = None  # what this worker can run; None: everything
     running: Mapping[str, float] = field(default_factory=dict)
+    held: Sequence[int] = ()
 
     @property
     def room(self) -> Room:
-        return Room(self.slots, self.free, self.limit, self.idle)
+        return Room(self.slots, self.free, self.limit, self.idle, self.held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Picked:
 
 
 class Queue:
-    """`overtake_limit`: how many smaller jobs may pass one that waits for memory.
+    """`overtake_limit`: how many jobs may pass one that waits for memory, and may delay it.
 
     `batch_timeout`: seconds a batch's job may be refused for memory alone before it fails. `pick` and `charge` are
     for one thread of the process that picks.

@@ -114,7 +114,7 @@ class Search:
         after all: what a job needs is known better than what is stored of it.
         """
         for tenant, end in ahead.behind.items():
-            if self.round.done:
+            if self.round.done or self.round.barrier:  # little of it could start
                 return
             taken = len(self.round.taken)
             most = self.round.most

@@ -147,8 +147,8 @@ class Feeder:
         fresh = queue.dry or (holding.news and now - self._looked >= SERVES)
         if fresh:
             holding.news, self._looked = False, now
-        host, idle = self.settings.host, not self.held
-        offer = Offer(host, len(free), load.free, idle, load.limit, self.kinds, holding.running)
+        host, idle, charged = self.settings.host, not self.held, [charge.bytes for charge in load.charges]
+        offer = Offer(host, len(free), load.free, idle, load.limit, self.kinds, holding.running, charged)
         for job, index in zip(queue.pick(offer, fresh=fresh), free, strict=False):
             holding.take(index, job)
         self.watch.expect()

@@ -18,6 +18,7 @@ from ncr_worker.memory.domain import rss_anon
 
 log = logging.getLogger(__name__)
 
+CRUMBS = 4 << 20  # bytes that a job may leave without anybody looking after them: giving back takes some milliseconds
 STAY, LEAVE = 1, 2
 POOL_LIMIT = STAY  # Celery's worker_max_memory_per_child: any answer above it ends the child
 
@@ -31,6 +32,7 @@ class Recycling:
         self._libc = ctypes.CDLL(None)
         self._trim()  # or what the parent had freed before the fork would later look like memory given back
         self.baseline = rss_anon(os.getpid())
+        self._kept = 0  # bytes above the baseline that could not be given back last time
         if not hasattr(billiard.pool, "mem_rss"):
             raise RuntimeError("billiard no longer asks mem_rss() after a task: see worker/recycling.py")
         billiard.pool.mem_rss = lambda: STAY
@@ -44,12 +46,12 @@ class Recycling:
             self._leave(f"it retains {retained // 1024:,} KB")
 
     def retained(self) -> int:
-        """Bytes kept above the baseline; what Python and malloc can give back is given back first."""
+        """Bytes kept above the baseline; what Python and malloc can give back is given back: other jobs may need it."""
         kept = rss_anon(os.getpid()) - self.baseline
-        if kept > self.retained_limit:
+        if kept > self._kept + CRUMBS:
             gc.collect()
             self._trim()
-            kept = rss_anon(os.getpid()) - self.baseline
+            self._kept = kept = rss_anon(os.getpid()) - self.baseline
         return kept
 
     def _trim(self) -> None:

@@ -103,6 +103,13 @@ def test_a_job_that_waits_for_memory_is_passed_only_so_often(ledger: Ledger) -> 
     assert picked(ledger, offer(free=300)) == small[OVERTAKE_LIMIT:]
 
 
+def test_a_job_that_waits_for_memory_is_always_passed_by_what_does_not_delay_it(ledger: Ledger) -> None:
+    """When that of 500 MiB has ended, all of them fit."""
+    big, *small = queued(ledger, 500, 10, 10, 10)
+    assert picked(ledger, offer(free=300, held=[500])) == small
+    assert ledger.reads.job(big).state is State.QUEUED
+
+
 def test_passes_are_counted_over_several_picks(ledger: Ledger) -> None:
     big, *small = queued(ledger, 500, 10, 10, 10)
     assert picked(ledger, offer(free=300, slots=1)) == small[:1]

@@ -184,6 +184,17 @@ def test_a_job_above_the_budget_runs_alone(host: WorkerHost) -> None:
     assert (state(host, big), state(host, small)) == (State.DISPATCHED, State.QUEUED)
 
 
+def test_small_jobs_start_beside_one_that_waits_as_long_as_they_do_not_delay_it(host: WorkerHost) -> None:
+    host.submit(need=500 * MIB)
+    feeder = started(host, nobody)
+    feeder.round()
+    big, *small = [host.submit(need=need * MIB) for need in (500, 50, 50, 50)]
+    assert len(small) > host.ledger.queue.overtake_limit
+    feeder.wake()
+    until(feeder, lambda: all(state(host, each) is State.DISPATCHED for each in small))
+    assert state(host, big) is State.QUEUED
+
+
 def test_a_lowered_reservation_makes_room_for_the_next_job(host: WorkerHost) -> None:
     first, second = host.submit(need=700 * MIB), host.submit(need=700 * MIB)
     feeder = started(host, nobody)

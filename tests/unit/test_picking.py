@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncr_worker.picking import CREDIT, TYPICAL, Room, Round, Turns, Waiting, level
+from ncr_worker.picking import CREDIT, STEADY, STEPS, TYPICAL, Releases, Room, Round, Turns, Waiting, level
 
 K = 2
 _numbers = itertools.count(1)
@@ -111,7 +111,6 @@ def test_a_job_that_waits_is_passed_only_so_often_in_one_round() -> None:
     assert round_.taken == small[:K]
     assert round_.passed == {big.number: K}
     assert round_.barrier
-    assert round_.done
 
 
 def test_passes_of_earlier_rounds_count() -> None:
@@ -123,7 +122,7 @@ def test_passes_of_earlier_rounds_count() -> None:
 @pytest.mark.parametrize("passed", [K, K + 1])
 def test_a_job_that_was_passed_often_enough_lets_nobody_by(passed: int) -> None:
     round_ = considered(Round(Room(9, 50, 100), K), [job(60, passed=passed), job()])
-    assert (round_.taken, round_.done) == ([], True)
+    assert (round_.taken, round_.barrier) == ([], True)
 
 
 def test_what_starts_before_it_is_considered_does_not_pass_it() -> None:
@@ -143,6 +142,100 @@ def test_once_it_fits_it_starts_whatever_was_before() -> None:
     big = job(60, passed=K + 5)
     round_ = considered(Round(Room(9, 70, 100), K), [big, job()])
     assert len(round_.taken) == 2
+
+
+# --- who delays nobody --------------------------------------------------------------------------------
+def test_a_job_that_leaves_enough_for_one_that_waits_may_always_pass_it() -> None:
+    big, beside, too_much = job(60, passed=K), job(38), job(10)
+    round_ = considered(Round(Room(9, 50, 100, held=[50]), K), [big, beside, too_much])
+    assert round_.taken == [beside], "62 are left once the job of 50 has ended, and 52 beside both"
+    assert not round_.passed
+
+
+def test_what_is_left_for_one_that_waits_may_change_a_little() -> None:
+    big, just_enough = job(60, passed=K), job(40)
+    assert considered(Round(Room(9, 50, 100, held=[50]), K), [big, just_enough]).taken == []
+
+
+def test_who_has_to_wait_for_one_that_waits_is_not_passed_for_ever_either() -> None:
+    big, behind, *small = job(80, passed=K), job(55), *[job(4) for _ in range(5)]
+    round_ = considered(Round(Room(9, 60, 100, held=[40]), K), [big, behind, *small])
+    assert (round_.taken, round_.passed) == (small[: K + 1], {behind.number: K}), "beside the first of them it fits"
+
+
+@pytest.mark.parametrize("passed_at_its_cost", [True, False])
+def test_what_has_started_in_the_same_round_may_end_first_too(passed_at_its_cost: bool) -> None:
+    """The big one may start when that of 45 and that of 50 have ended, but not beside one of 5."""
+    big, other, small = job(108, passed=K - 1), job(45), job(5)
+    line = [big, other, small] if passed_at_its_cost else [other, big._replace(passed=K), small]
+    assert considered(Round(Room(9, 60, 200, held=[50, 90]), K), line).taken == [other]
+
+
+def test_what_lacks_more_than_all_jobs_hold_is_passed_at_its_cost() -> None:
+    """It waits for other processes to leave, and nobody knows when."""
+    big, *small = job(90), *[job(5) for _ in range(4)]
+    round_ = considered(Round(Room(9, 30, 100, held=[20]), K), [big, *small])
+    assert round_.taken == small[:K]
+
+
+sizes = st.lists(st.integers(0, 40), max_size=6)
+
+
+@given(held=sizes, needs=sizes, big=st.integers(1, 90), at_first=st.integers(0, 90))
+def test_who_passes_a_job_that_was_passed_enough_never_delays_it(
+    held: list[int], needs: list[int], big: int, at_first: int
+) -> None:
+    """Whichever jobs end: if it could then have started without those that passed it, it can beside them."""
+    waiting = job(big, passed=K)
+    round_ = considered(Round(Room(9, at_first, 100, held=held), K), [waiting, *map(job, needs)])
+    if waiting in round_.taken:
+        return
+    took = sum(one.need for one in round_.taken)
+    for count in range(len(held) + 1):
+        for left in itertools.combinations(held, count):
+            assert (big <= at_first + sum(left)) == (big <= at_first + sum(left) - took)
+
+
+@given(held=sizes, big=st.integers(1, 90), small=st.integers(1, 40), at_first=st.integers(0, 90))
+def test_who_is_not_let_by_could_delay_it(held: list[int], big: int, small: int, at_first: int) -> None:
+    waiting, other = job(big, passed=K), job(small)
+    round_ = considered(Round(Room(9, at_first, 100, held=held), K), [waiting, other])
+    if waiting in round_.taken or other in round_.taken or small > at_first or big > at_first + sum(held):
+        return
+    ends = [sum(left) for count in range(len(held) + 1) for left in itertools.combinations(held, count)]
+    slack = int(100 * STEADY)
+    assert any(-slack <= at_first + end - big < small + slack for end in ends)
+
+
+@given(data=st.data(), limit=st.integers(10**9, 10**12), shares=st.lists(st.floats(0, 0.3), max_size=12))
+def test_what_may_come_free_is_never_told_too_low(data: st.DataObject, limit: int, shares: list[float]) -> None:
+    """On a real host bytes are counted in steps."""
+    held = [int(share * limit) for share in shares]
+    some = data.draw(st.lists(st.sampled_from(range(len(held))), unique=True)) if held else []
+    end = sum(held[index] for index in some)
+    assert Releases(held, limit).any(end, end + 1)
+    assert not Releases(held, limit).any(sum(held) + limit // STEPS, limit * 10), "but for a step"
+
+
+@given(st.data())
+def test_a_job_waits_for_no_more_than_what_ran_and_those_that_passed_it_at_its_cost(data: st.DataObject) -> None:
+    """While small ones come for ever, and end in any order."""
+    limit, small = 1000, st.integers(1, 400)
+    line = [job(data.draw(small)) for _ in range(6)]
+    held = {one.number: one.need for one in considered(Round(Room(8, limit, limit), K), line).taken}
+    big = job(data.draw(st.integers(500, limit)))
+    awaited, waits = set(held), True
+    while waits:
+        line = [job(data.draw(small)) for _ in range(6)]
+        round_ = considered(Round(Room(8, limit - sum(held.values()), limit, held=[*held.values()]), K), [big, *line])
+        started = {one.number: one.need for one in round_.taken}
+        waits = big.number not in started
+        if times := round_.passed[big.number]:
+            big = big._replace(passed=big.passed + times)
+            awaited |= started.keys()
+        held |= started
+        assert not waits or awaited & held.keys()
+        del held[data.draw(st.sampled_from(sorted(held)))]
 
 
 # --- turns --------------------------------------------------------------------------------------------
@@ -309,6 +402,11 @@ def of_kind(kind: str, **changes: Any) -> Waiting:
 def test_the_first_of_each_unknown_kind_goes_ahead_of_its_line() -> None:
     known, sort, again, index = of_kind("known"), *(of_kind(kind, unknown=True) for kind in ("sort", "sort", "index"))
     assert turns([known, sort, again, index], {}) == [sort, index, known, again]
+
+
+def test_of_unknown_kinds_the_one_that_asks_for_least_goes_first() -> None:
+    large, small, same = (of_kind(kind, unknown=True, need=need) for kind, need in (("a", 30), ("b", 10), ("c", 10)))
+    assert turns([large, small, same], {}) == [small, same, large]
 
 
 def test_a_kind_is_probed_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import billiard.pool
 import pytest
 from engine import Children
 
+from ncr_worker.memory.domain import rss_anon
 from ncr_worker.pipeline import MIB
 from ncr_worker.worker.recycling import LEAVE, POOL_LIMIT, STAY, Recycling
 
@@ -44,6 +46,23 @@ def test_a_child_that_gives_its_memory_back_stays(in_child: InChild) -> None:
         del block
         recycling.after("deliver", None)
         assert answer() == STAY
+
+    assert in_child(work) == 0
+
+
+def test_what_a_job_leaves_is_given_back_at_once(in_child: InChild) -> None:
+    """Far below the limit too: malloc keeps what was freed below something that lives on."""
+
+    def work() -> None:
+        recycling = Recycling(1024 * MIB)
+        blocks = [bytes(100_000) for _ in range(1000)]
+        last = bytes(100_000)
+        before = rss_anon(os.getpid())
+        del blocks
+        assert before - rss_anon(os.getpid()) < 10 * MIB, "else there is nothing to give back"
+        recycling.after("deliver", None)
+        assert before - rss_anon(os.getpid()) > 40 * MIB
+        assert last
 
     assert in_child(work) == 0
 
